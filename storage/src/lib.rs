@@ -1,1 +1,3 @@
 //! placeholder
+#![deny(unsafe_code)]
+pub mod disk;

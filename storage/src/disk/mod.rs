@@ -1,0 +1,354 @@
+//! The disk as the log sees it: blocks written durably, files zero-filled, and what went wrong with either.
+//!
+//! The log thread owns one `Disk` and is the only one that touches it: it submits writes, polls for completions, and
+//! sleeps in `poll` until one arrives or a `Waker` says that appends are waiting. Catch-up reads of old frames go through
+//! a `Reader` on a thread of its own, so that they never stand in the way of an acknowledgement.
+//!
+//! Backends: `uring` (io_uring, O_DIRECT and RWF_DSYNC), `plain` (pwritev2 on helper threads, where io_uring is refused)
+//! and the simulated disk of the tests. `probe` finds out which of the first two this machine allows and what one durable
+//! write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
+
+pub mod buf;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+pub use buf::{AlignedBuf, BLOCK_BYTES, BufPool, blocks_up};
+
+/// A file of the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileId {
+    /// `superblock`
+    Superblock,
+    /// `wal/00000.wal` and so on, by number of the file.
+    Segment(u32),
+}
+
+impl FileId {
+    /// Where the file lies below the data directory.
+    #[must_use]
+    pub fn relative_path(self) -> PathBuf {
+        PathBuf::from(self.to_string())
+    }
+
+    /// The number of the segment file with this name inside `wal/`, if it is one.
+    #[must_use]
+    pub fn segment_number(name: &str) -> Option<u32> {
+        let digits = name.strip_suffix(".wal")?;
+        let number: u32 = digits.parse().ok()?;
+        // Only the one spelling counts, so that two names can never mean one file.
+        (format!("{number:05}") == digits).then_some(number)
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superblock => f.write_str("superblock"),
+            Self::Segment(number) => write!(f, "wal/{number:05}.wal"),
+        }
+    }
+}
+
+/// Work for the disk. Offsets and lengths are multiples of 4096.
+#[derive(Debug, Clone)]
+pub enum DiskOp {
+    /// Writes the first `bytes` bytes of `data` at `at` of an existing file; durable when it completes.
+    ///
+    /// Data must already be allocated on disk (zero-filled) for the cost to be one write; elsewhere it is correct but slow.
+    Write {
+        /// Which file.
+        file: FileId,
+        /// Byte offset in it.
+        at: u64,
+        /// The bytes; kept alive by the disk until the completion is out.
+        data: Arc<AlignedBuf>,
+        /// How many of them.
+        bytes: usize,
+    },
+    /// Creates the file if needed, fills its first `bytes` bytes with zeros, cuts it to that size, and makes file and
+    /// directory entry durable. Runs in the background, in pieces, behind the writes.
+    Zero {
+        /// Which file.
+        file: FileId,
+        /// Its size from now on.
+        bytes: u64,
+    },
+}
+
+/// What became of the operation that was submitted under `id`.
+#[derive(Debug)]
+pub struct DiskCompletion {
+    /// As given to `Disk::submit`.
+    pub id: u64,
+    /// `Ok` means durable.
+    pub result: Result<(), DiskError>,
+}
+
+/// What was being done to a file when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is the verb in the error's sentence")]
+pub enum DiskVerb {
+    Open,
+    Create,
+    Read,
+    Write,
+    Sync,
+    ZeroFill,
+    Remove,
+    List,
+    Stat,
+    Probe,
+}
+
+impl fmt::Display for DiskVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "opening",
+            Self::Create => "creating",
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Sync => "syncing",
+            Self::ZeroFill => "zero-filling",
+            Self::Remove => "removing",
+            Self::List => "listing",
+            Self::Stat => "looking at",
+            Self::Probe => "probing the disk with",
+        })
+    }
+}
+
+/// A failure of the disk. Small and copyable, since the log keeps the one that fenced it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// No space or no quota is left; told by the error number, never by its text.
+    #[error("the disk is full: {verb} {file} found no space; free some space or let retention keep less")]
+    Full {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
+    },
+    /// The file is not there.
+    #[error("{verb} {file} failed: the file is missing; put it back from where it went, or look for the disk that holds it")]
+    Missing {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
+    },
+    /// The kernel said no.
+    #[error("{verb} {file} failed: {errno}; {}", advice(*.errno))]
+    Io {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
+        /// The kernel's reason.
+        errno: Errno,
+    },
+    /// Fewer bytes than asked for, and the kernel gave no reason: the file ends early, or a write made no progress.
+    #[error("{verb} {file} at {at}: {done} of {wanted} bytes; the file is shorter than the log believes")]
+    Short {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
+        /// Offset of the request.
+        at: u64,
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes done.
+        done: u64,
+    },
+    /// The backend is shutting down or its thread is gone.
+    #[error("{verb} {file}: the disk is closed; restart the node")]
+    Closed {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
+    },
+}
+
+impl DiskError {
+    /// Sorts an error number into the kind that tells who can act.
+    #[must_use]
+    pub fn from_errno(verb: DiskVerb, file: FileId, errno: Errno) -> Self {
+        match errno {
+            Errno::NOSPC | Errno::DQUOT => Self::Full { verb, file },
+            Errno::NOENT => Self::Missing { verb, file },
+            errno => Self::Io { verb, file, errno },
+        }
+    }
+
+    /// The same for a `std::io::Error`.
+    #[must_use]
+    pub fn from_io(verb: DiskVerb, file: FileId, error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+        Self::from_errno(verb, file, errno)
+    }
+
+    /// Whether the disk is full, so that space set free is the cure.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
+fn advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ACCESS | Errno::PERM => "give the node's user write access to the data directory",
+        Errno::ROFS => "remount the file system writable; the kernel also does this itself after disk errors: see its log",
+        Errno::MFILE | Errno::NFILE => "raise the limit of open files",
+        Errno::FBIG => "raise the file size limit or lower segment_bytes",
+        Errno::NOMEM => "give the node more memory",
+        _ => "look at the kernel log for what the disk reported",
+    }
+}
+
+/// The disk under one log. Used from the log thread only.
+///
+/// Offsets, lengths and buffers are multiples of 4096: a breach is our own mistake and panics.
+pub trait Disk: Send {
+    /// Takes work under a number of the caller's choice; the answer comes out of `poll`. Never blocks, never answers inline.
+    ///
+    /// Writes may complete in any order; the caller bounds how many are in flight (`IN_FLIGHT_MAX`).
+    fn submit(&mut self, id: u64, op: DiskOp);
+
+    /// Appends completions to `out`. Waits for the first of them, for the waker or for `wait` to pass, whichever comes
+    /// first; `None` waits for as long as it takes, `Some(Duration::ZERO)` only looks.
+    fn poll(&mut self, wait: Option<Duration>, out: &mut Vec<DiskCompletion>);
+
+    /// A handle that ends a `poll` early from any thread. A wake that comes before the `poll` ends the next one.
+    fn waker(&self) -> Waker;
+
+    /// Numbers of all segment files, ascending.
+    fn list_segments(&mut self) -> Result<Vec<u32>, DiskError>;
+
+    /// Size of a file, `None` where there is no such file.
+    fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError>;
+
+    /// Reads `bytes` bytes at `at` into the start of `buf`. Synchronous: for recovery only.
+    fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError>;
+
+    /// Writes durably, creating the file (and its durable directory entry) where it is missing. Synchronous: for recovery only.
+    fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError>;
+
+    /// Removes a file, durably. Nothing of it may be in flight.
+    fn remove(&mut self, file: FileId) -> Result<(), DiskError>;
+}
+
+/// Operations that may be in flight at once. The log keeps one or two writes and one zero-fill there; a breach panics.
+pub const IN_FLIGHT_MAX: usize = 64;
+
+/// Ends another thread's `Disk::poll` early. Cheap when that thread is awake: no system call.
+#[derive(Clone)]
+pub struct Waker(Arc<dyn Wake>);
+
+/// What a backend does to end its `poll`.
+pub trait Wake: Send + Sync {
+    /// Ends the running `poll`, or the next.
+    fn wake(&self);
+}
+
+impl Waker {
+    /// Wraps a backend's way of waking.
+    #[must_use]
+    pub fn new(wake: Arc<dyn Wake>) -> Self {
+        Self(wake)
+    }
+
+    /// For disks that never sleep, such as the simulated one.
+    #[must_use]
+    pub fn noop() -> Self {
+        struct Noop;
+        impl Wake for Noop {
+            fn wake(&self) {}
+        }
+        Self(Arc::new(Noop))
+    }
+
+    /// Ends the running `poll`, or the next.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+/// A read of old frames, answered on the reader's thread: the reply must be short and must not block.
+pub struct DiskRead {
+    /// Which file.
+    pub file: FileId,
+    /// First byte wanted; any number.
+    pub at: u64,
+    /// How many bytes; any number. 64 KiB and more make the best of the disk.
+    pub bytes: usize,
+    /// Gets exactly `bytes` bytes, or the reason why not.
+    pub reply: Box<dyn FnOnce(Result<Bytes, DiskError>) + Send>,
+}
+
+impl fmt::Debug for DiskRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DiskRead({} bytes of {} at {})", self.bytes, self.file, self.at)
+    }
+}
+
+/// Random reads of old frames from any thread, off the ack path.
+pub trait Reader: Send + Sync {
+    /// Queues a read. Never blocks: a full (or closed) queue hands the request back.
+    fn read(&self, request: DiskRead) -> Result<(), DiskRead>;
+
+    /// Lets go of a file that is about to be removed.
+    fn forget(&self, file: FileId);
+}
+
+/// Which backend the operator asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// io_uring where the kernel allows it, else plain.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// Plain system calls on helper threads.
+    Plain,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_names_round_trip_and_only_the_canonical_counts() {
+        for number in [0, 7, 99_999, 100_000, u32::MAX] {
+            let name = FileId::Segment(number).to_string();
+            assert_eq!(FileId::segment_number(name.strip_prefix("wal/").unwrap()), Some(number));
+        }
+        for name in ["1.wal", "000001.wal", "+0001.wal", "00001", "00001.tmp", "4294967296.wal", ".wal", "-0001.wal"] {
+            assert_eq!(FileId::segment_number(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_by_its_number() {
+        let full = DiskError::from_errno(DiskVerb::Write, FileId::Segment(3), Errno::NOSPC);
+        assert!(full.is_full());
+        assert!(full.to_string().contains("wal/00003.wal"));
+        assert!(DiskError::from_errno(DiskVerb::ZeroFill, FileId::Segment(3), Errno::DQUOT).is_full());
+        let io = std::io::Error::from_raw_os_error(28);
+        assert!(DiskError::from_io(DiskVerb::Write, FileId::Superblock, &io).is_full());
+        assert!(!DiskError::from_errno(DiskVerb::Write, FileId::Superblock, Errno::IO).is_full());
+    }
+}
