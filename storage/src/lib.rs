@@ -1,3 +1,24 @@
-//! placeholder
+//! The log engine: everything Weir acknowledges goes through here to the disk, and every consumer reads it back from here.
+//!
+//! One record's way through this crate: [`LogHandle::submit`] queues an [`Append`] for the log thread (`log.rs`); the core
+//! (`core/`, no clock, file or thread) gives it offsets and gathers it into the next frame (`format/frame.rs`); one durable write
+//! through a [`disk::Disk`] later the view (`view.rs`) shows it to readers and its [`Outcome`] goes to the caller. After a
+//! crash `recovery/` reads the segments back. `FORMAT.md` has every byte; `sim/` runs all of it over a faulty disk.
 #![deny(unsafe_code)]
+
+pub mod config;
 pub mod disk;
+mod log;
+pub mod report;
+pub mod stats;
+pub mod types;
+
+pub use config::LogConfig;
+pub use disk::BackendChoice;
+pub use log::{CommitListener, Log, LogHandle, ReadReply, TimestampReply};
+pub use report::{Damage, Gap, LogError, OpenError, RecoveryReport};
+pub use stats::{Latency, LogStats};
+pub use types::{
+    Append, AppendEntry, AppendError, BaseOffsets, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
+    PartitionId, PartitionOp, ProducerKey, ProducerMark, ProducerState, ReadChunk, ReadError, ReadRequest,
+};

@@ -1,0 +1,198 @@
+//! What opening a log found, and why it could not be opened.
+
+use std::path::PathBuf;
+
+use crate::disk::DiskError;
+use crate::types::{Lsn, PartitionId};
+
+/// Records that the disk lost: offsets `from..to` of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gap {
+    /// Partition.
+    pub partition: PartitionId,
+    /// First offset lost.
+    pub from: i64,
+    /// First offset behind.
+    pub to: i64,
+}
+
+/// Frames that were durable once and cannot be read any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Segment file, by number.
+    pub file: u32,
+    /// Where in it.
+    pub at: u64,
+    /// First frame lost.
+    pub first_lsn: Lsn,
+    /// Frames lost.
+    pub frames: u64,
+    /// What was wrong with the first of them.
+    pub reason: String,
+}
+
+/// What opening the log found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The directory was empty and a new volume was made.
+    pub created: bool,
+    /// The last run ended with a shutdown.
+    pub clean: bool,
+    /// Epoch of this opening.
+    pub epoch: u64,
+    /// Segments that hold frames.
+    pub segments: u64,
+    /// Frames read.
+    pub frames: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Last frame of the log.
+    pub last_lsn: Lsn,
+    /// The end of the last segment held frames that were never acknowledged and are discarded.
+    pub torn_tail: bool,
+    /// Frames that were durable and are damaged.
+    pub damage: Vec<Damage>,
+    /// Records lost with them, by partition; reads there answer with the same range. At most 1,024 are listed.
+    pub gaps: Vec<Gap>,
+    /// How many there are.
+    pub gaps_total: u64,
+    /// Metadata written in damaged frames is lost.
+    pub meta_damaged: bool,
+    /// Segment headers that were damaged and read from their frames instead.
+    pub headers_repaired: u64,
+    /// A superblock slot was damaged; the other was used.
+    pub superblock_damaged: bool,
+    /// Partitions found.
+    pub partitions: u64,
+    /// Producer lanes found.
+    pub producers: u64,
+}
+
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Directory missing, not writable, and the like.
+    #[error("{what} {path} failed: {source}; check that the directory exists and is writable by this user", path = .path.display())]
+    Directory {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Another process owns it.
+    #[error("{path} is in use by process {pid}: stop that node, or give this one a directory of its own", path = .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// What the owner wrote into LOCK.
+        pid: String,
+    },
+    /// Segments without a superblock.
+    #[error(
+        "the directory holds segments but no superblock: the wrong disk is mounted, or the superblock was deleted; restore it, or move wal/ away to start empty"
+    )]
+    SuperblockMissing,
+    /// Both slots are damaged.
+    #[error(
+        "both copies of the superblock are damaged: restore it from a backup, or move wal/ and superblock away to start empty"
+    )]
+    SuperblockDamaged,
+    /// Written by a newer program.
+    #[error("the volume has format {found}.x, this program reads up to {supported}.x: use the newer program")]
+    NewerFormat {
+        /// Major version found.
+        found: u16,
+        /// Newest one known here.
+        supported: u16,
+    },
+    /// Directory of another node.
+    #[error(
+        "the volume belongs to node {found}, this is node {expected}: the wrong disk is mounted, or the directory was copied"
+    )]
+    ForeignNode {
+        /// UUID found.
+        found: String,
+        /// UUID configured.
+        expected: String,
+    },
+    /// A segment of another volume.
+    #[error("segment file {file} belongs to volume {found}, not to {expected}: move it away")]
+    ForeignSegment {
+        /// File number.
+        file: u32,
+        /// UUID found.
+        found: String,
+        /// UUID of the superblock.
+        expected: String,
+    },
+    /// A segment of an opening the superblock knows nothing of.
+    #[error(
+        "segment file {file} is of epoch {epoch}, the superblock knows only {known}: the superblock is from an older copy of the directory; restore both together"
+    )]
+    FutureEpoch {
+        /// File number.
+        file: u32,
+        /// Its epoch.
+        epoch: u64,
+        /// Highest epoch of the superblock.
+        known: u64,
+    },
+    /// Two files claim the same place.
+    #[error("segment files {first} and {second} both are segment {sequence}: one is a copy; move it away")]
+    DoubledSegment {
+        /// Sequence both claim.
+        sequence: u64,
+        /// File number.
+        first: u32,
+        /// File number.
+        second: u32,
+    },
+    /// A segment is gone.
+    #[error("segment {sequence} is missing: its file was deleted or its header is damaged beyond recognition; restore it")]
+    MissingSegment {
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// The end of the log is gone, although it was durable.
+    #[error(
+        "the log ends at frame {found} but frame {durable} was durable: its last segment is missing or damaged beyond recognition; restore it"
+    )]
+    EndMissing {
+        /// Last frame found.
+        found: u64,
+        /// What the superblock knows to be durable.
+        durable: u64,
+    },
+    /// No intact snapshot is left to start from.
+    #[error("no intact snapshot of partitions and metadata is left (segment {sequence}): restore the directory from a backup")]
+    StateDamaged {
+        /// The newest segment looked at.
+        sequence: u64,
+    },
+    /// A failed write has stopped this volume.
+    #[error(
+        "a write to this volume failed and fenced it: check the disk and the kernel's log, then open it with accept_fenced = true"
+    )]
+    Fenced,
+    /// Limits contradict each other.
+    #[error("bad limits: {0}")]
+    BadConfig(String),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// Why a log did not shut down cleanly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// It had stopped before.
+    #[error("the log had stopped after a failed write: {0}")]
+    Failed(String),
+    /// The log thread is gone.
+    #[error("the log thread panicked: this is a bug; everything acknowledged is on disk")]
+    Panicked,
+}
