@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod disk;
+pub mod format;
 mod log;
 pub mod report;
 pub mod stats;

@@ -1,0 +1,164 @@
+//! The superblock: who this volume is and what is known about it for certain. Two slots, written in turn, so that a torn write
+//! leaves the other one.
+
+use super::{BLOCK, Uuid, array_at, put, u16_at, u32_at, u64_at};
+use crate::disk::AlignedBuf;
+
+/// Newest major version of the volume format known here.
+pub const FORMAT_MAJOR: u16 = 1;
+/// Newest minor version of it.
+pub const FORMAT_MINOR: u16 = 0;
+/// Slots A and B.
+pub const SLOTS: u64 = 2;
+
+const MAGIC: &[u8; 8] = b"WEIRSUP1";
+
+/// How the volume was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeState {
+    /// In use, or crashed.
+    Open,
+    /// Shut down.
+    Closed,
+    /// A write failed: this copy takes no more.
+    Fenced,
+}
+
+/// One slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Whose volume.
+    pub node_id: Uuid,
+    /// Which volume.
+    pub volume_id: Uuid,
+    /// One more each write.
+    pub generation: u64,
+    /// Number of the latest opening.
+    pub epoch: u64,
+    /// A frame known to be durable when this was written, with all before it.
+    pub durable_lsn: u64,
+    /// Size of every segment file.
+    pub segment_bytes: u64,
+    /// When the volume was made.
+    pub created_ms: u64,
+    /// How it was left.
+    pub state: VolumeState,
+    /// Oldest segment kept: what is older has been recycled, what is younger must be there.
+    pub first_sequence: u64,
+}
+
+/// What a slot turned out to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// All zero.
+    Empty,
+    /// Damaged or torn.
+    Damaged,
+    /// Intact, of a newer major version.
+    Newer(u16),
+    /// Intact.
+    Good(Superblock),
+}
+
+impl Superblock {
+    /// Byte offset of the slot this generation belongs into.
+    pub fn slot_at(&self) -> u64 {
+        self.generation % SLOTS * BLOCK as u64
+    }
+
+    /// One block.
+    pub fn encode(&self) -> AlignedBuf {
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        put(&mut block, 0, MAGIC);
+        put(&mut block, 12, &FORMAT_MAJOR.to_le_bytes());
+        put(&mut block, 14, &FORMAT_MINOR.to_le_bytes());
+        put(&mut block, 16, &self.node_id);
+        put(&mut block, 32, &self.volume_id);
+        put(&mut block, 48, &self.generation.to_le_bytes());
+        put(&mut block, 56, &self.epoch.to_le_bytes());
+        put(&mut block, 64, &self.durable_lsn.to_le_bytes());
+        put(&mut block, 72, &self.segment_bytes.to_le_bytes());
+        put(&mut block, 80, &self.created_ms.to_le_bytes());
+        let state: u32 = match self.state {
+            VolumeState::Open => 0,
+            VolumeState::Closed => 1,
+            VolumeState::Fenced => 2,
+        };
+        put(&mut block, 88, &state.to_le_bytes());
+        put(&mut block, 96, &self.first_sequence.to_le_bytes());
+        let crc = crc32c::crc32c(&block[12..]);
+        put(&mut block, 8, &crc.to_le_bytes());
+        block
+    }
+
+    /// Reads one block.
+    pub fn decode(block: &[u8]) -> Slot {
+        assert_eq!(block.len(), BLOCK, "a slot is one block");
+        if block.iter().all(|byte| *byte == 0) {
+            return Slot::Empty;
+        }
+        if &block[..8] != MAGIC || u32_at(block, 8) != crc32c::crc32c(&block[12..]) {
+            return Slot::Damaged;
+        }
+        if u16_at(block, 12) != FORMAT_MAJOR {
+            return Slot::Newer(u16_at(block, 12));
+        }
+        let state = match u32_at(block, 88) {
+            0 => VolumeState::Open,
+            1 => VolumeState::Closed,
+            2 => VolumeState::Fenced,
+            _ => return Slot::Damaged,
+        };
+        Slot::Good(Superblock {
+            node_id: array_at(block, 16),
+            volume_id: array_at(block, 32),
+            generation: u64_at(block, 48),
+            epoch: u64_at(block, 56),
+            durable_lsn: u64_at(block, 64),
+            segment_bytes: u64_at(block, 72),
+            created_ms: u64_at(block, 80),
+            state,
+            first_sequence: u64_at(block, 96),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn round_trip_and_any_changed_byte_is_seen(ids in any::<([u8; 16], [u8; 16])>(), numbers in any::<[u64; 6]>(), state in 0..3_u8, at in 0..BLOCK, flip in 1..=255_u8) {
+            let [generation, epoch, durable_lsn, segment_bytes, created_ms, first_sequence] = numbers;
+            let state = [VolumeState::Open, VolumeState::Closed, VolumeState::Fenced][usize::from(state)];
+            let superblock = Superblock { node_id: ids.0, volume_id: ids.1, generation, epoch, durable_lsn, segment_bytes, created_ms, state, first_sequence };
+            let mut block = superblock.encode();
+            prop_assert_eq!(Superblock::decode(&block), Slot::Good(superblock));
+            block[at] ^= flip;
+            prop_assert_eq!(Superblock::decode(&block), Slot::Damaged);
+        }
+    }
+
+    #[test]
+    fn a_newer_major_version_is_told_from_damage() {
+        let superblock = Superblock {
+            node_id: [1; 16],
+            volume_id: [2; 16],
+            generation: 1,
+            epoch: 1,
+            durable_lsn: 0,
+            segment_bytes: 1 << 20,
+            created_ms: 0,
+            state: VolumeState::Open,
+            first_sequence: 1,
+        };
+        let mut block = superblock.encode();
+        put(&mut block, 12, &2_u16.to_le_bytes());
+        let crc = crc32c::crc32c(&block[12..]);
+        put(&mut block, 8, &crc.to_le_bytes());
+        assert_eq!(Superblock::decode(&block), Slot::Newer(2));
+        assert_eq!(Superblock::decode(&[0; BLOCK]), Slot::Empty);
+    }
+}
