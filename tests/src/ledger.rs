@@ -1,0 +1,159 @@
+//! What producers were promised, and whether the log kept it.
+//!
+//! A record's value names its producer and number, `p3:1047`. A producer's numbers go to partitions in a fixed way, so that
+//! in each partition they must rise; every acknowledged number must be there once; a number that was never sent must not.
+
+use std::collections::HashMap;
+
+/// What one producer sent and what was acknowledged to it.
+#[derive(Debug, Default, Clone)]
+pub struct Promise {
+    /// Numbers below this were handed to the client.
+    pub sent: u64,
+    /// One flag a number: was it acknowledged?
+    pub acknowledged: Vec<bool>,
+}
+
+impl Promise {
+    /// Notes that the next number was handed to the client, and returns it.
+    pub fn send(&mut self) -> u64 {
+        self.sent += 1;
+        self.acknowledged.push(false);
+        self.sent - 1
+    }
+
+    /// Notes an acknowledgement.
+    pub fn acknowledge(&mut self, number: u64) {
+        let index = usize::try_from(number).expect("numbers count records of one run");
+        self.acknowledged[index] = true;
+    }
+}
+
+/// The sums of a check; `lost`, `duplicated`, `reordered` and `invented` must be 0.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// Records acknowledged to producers.
+    pub acknowledged: u64,
+    /// Records read back.
+    pub recovered: u64,
+    /// Acknowledged, not read back.
+    pub lost: u64,
+    /// Read back more than once.
+    pub duplicated: u64,
+    /// Read back behind a higher number of the same producer in the same partition.
+    pub reordered: u64,
+    /// Read back, never sent.
+    pub invented: u64,
+}
+
+impl Verdict {
+    /// Did the log keep every promise?
+    pub fn holds(&self) -> bool {
+        self.lost + self.duplicated + self.reordered + self.invented == 0
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "acknowledged={} recovered={} lost={} duplicated={} reordered={}",
+            self.acknowledged, self.recovered, self.lost, self.duplicated, self.reordered
+        )?;
+        if self.invented > 0 { write!(f, " invented={}", self.invented) } else { Ok(()) }
+    }
+}
+
+/// Collects what was read back; then says whether it fits the promises.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    seen: HashMap<String, HashMap<u64, u32>>,
+    highest: HashMap<(String, u32), u64>,
+    recovered: u64,
+    reordered: u64,
+    invented: u64,
+}
+
+impl Ledger {
+    /// Takes one record as it was read, in the order of its partition.
+    pub fn read(&mut self, partition: u32, value: &[u8]) {
+        self.recovered += 1;
+        let Some((producer, number)) = parse(value) else {
+            self.invented += 1;
+            return;
+        };
+        let key = (producer.clone(), partition);
+        match self.highest.get(&key) {
+            Some(&highest) if number < highest => self.reordered += 1,
+            _ => {
+                self.highest.insert(key, number);
+            }
+        }
+        *self.seen.entry(producer).or_default().entry(number).or_default() += 1;
+    }
+
+    /// Holds what was read against what was promised.
+    pub fn check(&self, promises: &HashMap<String, Promise>) -> Verdict {
+        let mut verdict = Verdict { recovered: self.recovered, reordered: self.reordered, invented: self.invented, ..Verdict::default() };
+        let nothing = HashMap::new();
+        for (producer, promise) in promises {
+            let seen = self.seen.get(producer).unwrap_or(&nothing);
+            for (number, _) in (0u64..).zip(&promise.acknowledged).filter(|(_, acknowledged)| **acknowledged) {
+                verdict.acknowledged += 1;
+                verdict.lost += u64::from(!seen.contains_key(&number));
+            }
+            for (number, times) in seen {
+                verdict.duplicated += u64::from(times - 1);
+                verdict.invented += u64::from(*number >= promise.sent);
+            }
+        }
+        verdict.invented += self.seen.keys().filter(|name| !promises.contains_key(*name)).count() as u64;
+        verdict
+    }
+}
+
+fn parse(value: &[u8]) -> Option<(String, u64)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (producer, rest) = text.split_once(':')?;
+    let number = rest.split(' ').next()?.parse().ok()?;
+    Some((producer.to_string(), number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promised(numbers: &[(u64, bool)]) -> HashMap<String, Promise> {
+        let mut promise = Promise::default();
+        for (number, acknowledged) in numbers {
+            assert_eq!(promise.send(), *number);
+            if *acknowledged {
+                promise.acknowledge(*number);
+            }
+        }
+        HashMap::from([("p0".to_string(), promise)])
+    }
+
+    fn read(values: &[&str]) -> Ledger {
+        let mut ledger = Ledger::default();
+        values.iter().for_each(|value| ledger.read(0, value.as_bytes()));
+        ledger
+    }
+
+    #[test]
+    fn kept_promises_hold_and_unacknowledged_records_may_appear() {
+        let verdict = read(&["p0:0", "p0:1", "p0:2"]).check(&promised(&[(0, true), (1, true), (2, false)]));
+        assert!(verdict.holds(), "{verdict}");
+        assert_eq!((verdict.acknowledged, verdict.recovered), (2, 3));
+    }
+
+    #[test]
+    fn each_broken_promise_is_counted() {
+        let promises = promised(&[(0, true), (1, true), (2, true)]);
+        assert_eq!(read(&["p0:0", "p0:2"]).check(&promises).lost, 1);
+        assert_eq!(read(&["p0:0", "p0:1", "p0:1", "p0:2"]).check(&promises).duplicated, 1);
+        assert_eq!(read(&["p0:1", "p0:0", "p0:2"]).check(&promises).reordered, 1);
+        assert_eq!(read(&["p0:0", "p0:1", "p0:2", "p0:3"]).check(&promises).invented, 1);
+        assert_eq!(read(&["p0:0", "p0:1", "p0:2", "garbage"]).check(&promises).invented, 1);
+    }
+}

@@ -1,0 +1,183 @@
+//! What an operator or a peer can get wrong: each earns a clear error, and nothing that was acknowledged is lost.
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::Command;
+
+use weir_tests::node::{Site, weir_beside_us};
+
+fn site(dir: &Path, more: &str) -> Site {
+    Site::make(&weir_beside_us(), dir, more).expect("a site can be made")
+}
+
+/// Starts a node that must refuse, and returns what it said.
+fn refusal(site: &Site) -> String {
+    let status = site.spawn().unwrap().wait().unwrap();
+    assert!(!status.success(), "weir serve should have refused:\n{}", site.log());
+    site.log()
+}
+
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "expected {word:?} in:\n{text}");
+    }
+}
+
+#[test]
+fn config_typo_is_named_with_a_suggestion() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(dir.path(), "[log]\nsegment_byte = \"64MiB\"\n");
+    assert_says(&refusal(&site), &["segment_byte", "segment_bytes", "weir.toml"]);
+}
+
+#[test]
+fn second_node_on_one_directory_is_refused_and_names_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = site(&dir.path().join("a"), "");
+    let running = first.start().unwrap();
+    let second = site(&dir.path().join("b"), "");
+    let text = std::fs::read_to_string(second.config()).unwrap();
+    let theirs = text.replace(second.data().to_str().unwrap(), first.data().to_str().unwrap());
+    std::fs::write(second.config(), theirs).unwrap();
+    assert_says(&refusal(&second), &["in use by process", first.data().to_str().unwrap()]);
+    first.ok(&["topic", "list"], "");
+    drop(running);
+}
+
+#[test]
+fn data_directory_of_another_node_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(dir.path(), "");
+    site.start().unwrap().stop().unwrap();
+    let other = "node.id=7c9e6679-7425-40de-944b-e07fc1f90ae7";
+    let output = Command::new(&site.weir).args(["serve", "--set", other, "--config"]).arg(site.config()).output().unwrap();
+    assert!(!output.status.success());
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["belongs to node", "7c9e6679"]);
+}
+
+#[test]
+fn segment_of_another_volume_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (site(&dir.path().join("a"), ""), site(&dir.path().join("b"), ""));
+    for site in [&ours, &theirs] {
+        site.start().unwrap().stop().unwrap();
+    }
+    let segment = first_file(&theirs.data().join("wal"));
+    let target = ours.data().join("wal").join("00099.wal");
+    std::fs::copy(segment, target).unwrap();
+    assert_says(&refusal(&ours), &["belongs to volume", "99"]);
+}
+
+fn first_file(dir: &Path) -> std::path::PathBuf {
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.remove(0)
+}
+
+#[test]
+fn unwritable_directory_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(dir.path(), "");
+    // Not even root can make a directory here.
+    let text = std::fs::read_to_string(site.config()).unwrap().replace(site.data().to_str().unwrap(), "/proc/weir-data");
+    std::fs::write(site.config(), text).unwrap();
+    assert_says(&refusal(&site), &["/proc/weir-data", "writable"]);
+}
+
+#[test]
+fn certificates_wrong_expired_missing_or_without_rights() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = site(&dir.path().join("a"), "");
+    let _node = ours.start().unwrap();
+    ours.ok(&["topic", "create", "t.x"], "");
+
+    let foreign = site(&dir.path().join("b"), "");
+    let (cert, key) = (foreign.certs().join("admin.pem"), foreign.certs().join("admin.key"));
+    let wrong = ["topic", "list", "--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    let output = ours.run_as("admin", &wrong, "").unwrap();
+    assert!(!output.status.success());
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["certificate"]);
+
+    let certs = ours.certs();
+    let made = Command::new(&ours.weir).args(["cert", "device", "late", "--days=-1", "--dir"]).arg(&certs).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let output = ours.run_as("late", &["topic", "list"], "").unwrap();
+    assert!(!output.status.success());
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["expired"]);
+
+    let output = ours.run_as("nobody", &["topic", "list"], "").unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["no certificate file", "nobody.pem"]);
+
+    let output = ours.run_as("stranger", &["produce", "t.x"], "hello\n").unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_says(&String::from_utf8_lossy(&output.stderr), &["stranger", "produce", "t.x"]);
+    assert_eq!(ours.ok(&["consume", "t.x", "-o", "beginning", "-e"], ""), "");
+}
+
+#[test]
+fn garbage_and_plaintext_on_the_port_disturb_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(dir.path(), "");
+    let _node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.x"], "");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    for length in 0..1400 {
+        let mut bytes: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
+        if length > 64 && length % 3 == 0 {
+            bytes[..64].fill(b'G'); // looks like text, e.g. an HTTP client
+        }
+        socket.send_to(&bytes, site.addr).unwrap();
+    }
+    site.ok(&["produce", "t.x"], "one\ntwo\n");
+    let read = site.ok(&["consume", "t.x", "-o", "beginning", "-e", "-f", "%s\n"], "");
+    let mut lines: Vec<&str> = read.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["one", "two"]);
+}
+
+#[test]
+fn full_disk_refuses_and_keeps_what_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=40m", "weir-test"]).arg(&mount).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED full_disk_refuses_and_keeps_what_it_acknowledged: mounting a small file system needs root");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| full_disk(&mount));
+    let _ = Command::new("umount").arg(&mount).status();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn full_disk(mount: &Path) {
+    let site = site(&mount.join("site"), "[log]\nsegment_bytes = \"8MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n[limits]\nbatch_bytes_max = \"512KiB\"\n");
+    let node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.full", "--partitions", "1"], "");
+    let mut random = fastrand::Rng::with_seed(11);
+    let line = |random: &mut fastrand::Rng| -> String { (0..1000).map(|_| random.alphanumeric()).collect() };
+    let mut acknowledged = Vec::new();
+    let refused = loop {
+        let lines: Vec<String> = (0..2000).map(|_| line(&mut random)).collect();
+        let output = site.run_as("admin", &["produce", "t.full", "--delivery-timeout", "3s"], &(lines.join("\n") + "\n")).unwrap();
+        if !output.status.success() {
+            break String::from_utf8_lossy(&output.stderr).into_owned();
+        }
+        acknowledged.extend(lines);
+        assert!(acknowledged.len() < 80_000, "a 40 MiB disk cannot hold {} KB", acknowledged.len());
+    };
+    assert_says(&refused, &["full"]);
+    let stored = site.ok(&["consume", "t.full", "-o", "beginning", "-e", "-f", "%s\n"], "");
+    let stored: Vec<&str> = stored.lines().collect();
+    assert!(stored.len() >= acknowledged.len());
+    assert!(stored.iter().zip(&acknowledged).all(|(stored, acknowledged)| stored == acknowledged));
+    node.kill();
+    let _again = site.start().unwrap();
+    let again = site.ok(&["consume", "t.full", "-o", "beginning", "-e", "-f", "%s\n"], "");
+    assert!(again.lines().zip(&acknowledged).all(|(stored, acknowledged)| stored == acknowledged));
+    assert!(again.lines().count() >= acknowledged.len());
+}
