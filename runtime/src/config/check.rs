@@ -71,6 +71,10 @@ fn single_values(config: &Config, origins: &Origins) -> Result<(), ConfigError> 
     if config.node.data_dir.as_os_str().is_empty() {
         return Err(origins.wrong("node.data_dir", "a directory".to_owned(), "empty".to_owned()));
     }
+    if !config.node.id.is_empty() && !is_uuid(&config.node.id) {
+        let wanted = "a UUID such as 7c9e6679-7425-40de-944b-e07fc1f90ae7, or \"\"".to_owned();
+        return Err(origins.wrong("node.id", wanted, format!("{:?}", config.node.id)));
+    }
     if tracing_subscriber::EnvFilter::try_new(&config.trace.level).is_err() {
         let wanted = "a level (info) or a filter (info,quinn=warn)".to_owned();
         return Err(origins.wrong("trace.level", wanted, format!("{:?}", config.trace.level)));
@@ -83,6 +87,12 @@ fn single_values(config: &Config, origins: &Origins) -> Result<(), ConfigError> 
         }
     }
     Ok(())
+}
+
+/// `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`, hexadecimal.
+fn is_uuid(text: &str) -> bool {
+    let digits = text.split('-').map(|part| part.chars().all(|c| c.is_ascii_hexdigit()).then_some(part.len()));
+    digits.eq([8, 4, 4, 4, 12].map(Some))
 }
 
 /// The least each of these may be for the node to work at all.

@@ -41,6 +41,7 @@ pub struct Config {
 #[allow(missing_docs)]
 pub struct NodeConfig {
     pub name: String,
+    pub id: String,
     pub data_dir: PathBuf,
     pub drain_ms_max: u64,
 }

@@ -95,6 +95,7 @@ fn values_of_the_wrong_type_or_unit_say_what_would_be_right() {
         ("[quic]\nzero_rtt = \"perhaps\"", "quic.zero_rtt must be true or false"),
         ("[quic]\nlisten = 7300", "quic.listen must be a string in quotes, not 7300"),
         ("[quic]\n\nlisten = \"7300\"", "line 3: quic.listen must be an address and port"),
+        ("[node]\nid = \"seven\"", "line 2: node.id must be a UUID"),
         ("[log]\nbackend = \"rust\"", "line 2: log.backend must be one of `auto`, `uring`, `plain`, not \"rust\""),
         ("[limits]\nlanes_max = 70000", "line 2: limits.lanes_max must be a number that fits u16, not 70000"),
         ("[log]\nsegment_bytes = 40970000", "log.segment_bytes must be a multiple of 4096"),
