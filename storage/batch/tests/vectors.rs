@@ -148,6 +148,13 @@ fn headers_that_lie_are_refused() {
         ("negative count", with(|b| b[57..61].copy_from_slice(&(-1_i32).to_be_bytes()))),
         ("more records than offsets", with(|b| b[57..61].copy_from_slice(&3_i32.to_be_bytes()))),
         ("negative last offset", with(|b| b[23..27].copy_from_slice(&(-1_i32).to_be_bytes()))),
+        (
+            "no records, negative last offset",
+            with(|b| {
+                b[23..27].copy_from_slice(&(-1_i32).to_be_bytes());
+                b[57..61].copy_from_slice(&0_i32.to_be_bytes());
+            }),
+        ),
         ("negative base offset", with(|b| b[0..8].copy_from_slice(&(-1_i64).to_be_bytes()))),
         ("base offset near the end", with(|b| b[0..8].copy_from_slice(&i64::MAX.to_be_bytes()))),
         (

@@ -169,6 +169,12 @@ impl BufPool {
     }
 }
 
+impl fmt::Debug for BufPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufPool({} bytes idle)", self.idle_bytes())
+    }
+}
+
 impl PoolShared {
     /// The memory that fits best, unless it is more than four times what is asked for.
     fn reuse(&self, length: usize) -> Option<Box<[u8]>> {

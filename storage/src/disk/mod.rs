@@ -9,9 +9,15 @@
 //! write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
 pub mod buf;
+mod files;
+mod plain;
+mod probe;
+mod reader;
+mod uring;
+mod zero;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +25,8 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 pub use buf::{AlignedBuf, BLOCK_BYTES, BufPool, blocks_up};
+pub use files::DsyncMode;
+pub use probe::{Backend, DiskProbe};
 
 /// A file of the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,6 +112,7 @@ pub enum DiskVerb {
     List,
     Stat,
     Probe,
+    Thread,
 }
 
 impl fmt::Display for DiskVerb {
@@ -118,7 +127,8 @@ impl fmt::Display for DiskVerb {
             Self::Remove => "removing",
             Self::List => "listing",
             Self::Stat => "looking at",
-            Self::Probe => "probing the disk with",
+            Self::Probe => "probing",
+            Self::Thread => "starting a thread for",
         })
     }
 }
@@ -152,6 +162,20 @@ pub enum DiskError {
         file: FileId,
         /// The kernel's reason.
         errno: Errno,
+    },
+    /// The kernel said no to something about the directory itself.
+    #[error("{verb} the data directory failed: {errno}; {}", advice(*.errno))]
+    Directory {
+        /// What was being done.
+        verb: DiskVerb,
+        /// The kernel's reason.
+        errno: Errno,
+    },
+    /// io_uring was asked for by name but this machine does not allow it.
+    #[error("io_uring is not to be had here: {reason}; allow it, or choose the backend \"auto\" or \"plain\"")]
+    NoUring {
+        /// Why.
+        reason: &'static str,
     },
     /// Fewer bytes than asked for, and the kernel gave no reason: the file ends early, or a write made no progress.
     #[error("{verb} {file} at {at}: {done} of {wanted} bytes; the file is shorter than the log believes")]
@@ -195,10 +219,14 @@ impl DiskError {
         Self::from_errno(verb, file, errno)
     }
 
+    fn directory_io(verb: DiskVerb, error: &std::io::Error) -> Self {
+        Self::Directory { verb, errno: error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error) }
+    }
+
     /// Whether the disk is full, so that space set free is the cure.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. })
+        matches!(self, Self::Full { .. } | Self::Directory { errno: Errno::NOSPC | Errno::DQUOT, .. })
     }
 }
 
@@ -208,6 +236,8 @@ fn advice(errno: Errno) -> &'static str {
         Errno::ROFS => "remount the file system writable; the kernel also does this itself after disk errors: see its log",
         Errno::MFILE | Errno::NFILE => "raise the limit of open files",
         Errno::FBIG => "raise the file size limit or lower segment_bytes",
+        Errno::NOSPC | Errno::DQUOT => "the disk is full: free some space",
+        Errno::NOTDIR => "point the configuration at a directory",
         Errno::NOMEM => "give the node more memory",
         _ => "look at the kernel log for what the disk reported",
     }
@@ -326,8 +356,39 @@ pub enum BackendChoice {
     Plain,
 }
 
+/// What `open` gives the log.
+pub struct OpenedDisk {
+    /// For the log thread.
+    pub disk: Box<dyn Disk>,
+    /// For everybody who reads old frames.
+    pub reader: Arc<dyn Reader>,
+    /// What was found out about the machine.
+    pub probe: DiskProbe,
+}
+
+/// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
+/// backend that fits. The caller holds the directory's lock.
+pub fn open(root: &Path, choice: BackendChoice) -> Result<OpenedDisk, DiskError> {
+    files::DataDir::prepare(root)?;
+    let probe = probe::run(root, choice)?;
+    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode);
+    let uring = probe.backend == Backend::Uring;
+    let disk: Box<dyn Disk> =
+        if uring { Box::new(uring::UringDisk::open(dir.clone())?) } else { Box::new(plain::PlainDisk::open(dir.clone())?) };
+    let reader = Arc::new(reader::BackgroundReader::start(dir, uring)?);
+    if probe.uring_refused.is_some() {
+        tracing::warn!("{probe}: acknowledgements cost some microseconds more without io_uring");
+    } else {
+        tracing::info!("{probe}");
+    }
+    Ok(OpenedDisk { disk, reader, probe })
+}
+
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod names {
     use super::*;
 
     #[test]
