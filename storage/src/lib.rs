@@ -6,13 +6,18 @@
 //! crash `recovery/` reads the segments back. `FORMAT.md` has every byte; `sim/` runs all of it over a faulty disk.
 #![deny(unsafe_code)]
 
+mod batches;
 pub mod config;
+pub mod core;
 pub mod disk;
 pub mod format;
 mod log;
+pub mod recovery;
 pub mod report;
 pub mod stats;
+pub mod table;
 pub mod types;
+pub mod view;
 
 pub use config::LogConfig;
 pub use disk::BackendChoice;

@@ -45,6 +45,8 @@ pub struct Superblock {
     pub state: VolumeState,
     /// Oldest segment kept: what is older has been recycled, what is younger must be there.
     pub first_sequence: u64,
+    /// Youngest segment known to exist.
+    pub last_sequence: u64,
 }
 
 /// What a slot turned out to hold.
@@ -86,6 +88,7 @@ impl Superblock {
         };
         put(&mut block, 88, &state.to_le_bytes());
         put(&mut block, 96, &self.first_sequence.to_le_bytes());
+        put(&mut block, 104, &self.last_sequence.to_le_bytes());
         let crc = crc32c::crc32c(&block[12..]);
         put(&mut block, 8, &crc.to_le_bytes());
         block
@@ -119,6 +122,7 @@ impl Superblock {
             created_ms: u64_at(block, 80),
             state,
             first_sequence: u64_at(block, 96),
+            last_sequence: u64_at(block, 104),
         })
     }
 }
@@ -130,10 +134,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip_and_any_changed_byte_is_seen(ids in any::<([u8; 16], [u8; 16])>(), numbers in any::<[u64; 6]>(), state in 0..3_u8, at in 0..BLOCK, flip in 1..=255_u8) {
-            let [generation, epoch, durable_lsn, segment_bytes, created_ms, first_sequence] = numbers;
+        fn round_trip_and_any_changed_byte_is_seen(ids in any::<([u8; 16], [u8; 16])>(), numbers in any::<[u64; 7]>(), state in 0..3_u8, at in 0..BLOCK, flip in 1..=255_u8) {
+            let [generation, epoch, durable_lsn, segment_bytes, created_ms, first_sequence, last_sequence] = numbers;
             let state = [VolumeState::Open, VolumeState::Closed, VolumeState::Fenced][usize::from(state)];
-            let superblock = Superblock { node_id: ids.0, volume_id: ids.1, generation, epoch, durable_lsn, segment_bytes, created_ms, state, first_sequence };
+            let superblock = Superblock { node_id: ids.0, volume_id: ids.1, generation, epoch, durable_lsn, segment_bytes, created_ms, state, first_sequence, last_sequence };
             let mut block = superblock.encode();
             prop_assert_eq!(Superblock::decode(&block), Slot::Good(superblock));
             block[at] ^= flip;
@@ -153,6 +157,7 @@ mod tests {
             created_ms: 0,
             state: VolumeState::Open,
             first_sequence: 1,
+            last_sequence: 0,
         };
         let mut block = superblock.encode();
         put(&mut block, 12, &2_u16.to_le_bytes());

@@ -1,0 +1,346 @@
+//! How waiting appends become the bytes of a frame: one copy into an aligned buffer, patched there, one CRC pass, zstd where it helps.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Engine, Group, InFlight, Output, Pending, Writing};
+use crate::disk::{AlignedBuf, BufPool, DiskOp, FileId};
+use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, frame_bytes, header_bytes};
+use crate::format::{BLOCK, u32_at};
+use crate::types::{MetaOp, PartitionId, PartitionOp};
+use crate::view::{Position, Slice};
+
+/// Leader epoch of stored batches: there is one leader and it never changes.
+const LEADER_EPOCH: i32 = 0;
+/// Frames left uncompressed after one that did not shrink.
+const COMPRESS_PAUSE: u32 = 15;
+const ZSTD_LEVEL: i32 = 1;
+
+/// First byte of a stored metadata operation.
+const META_PUT: u8 = 1;
+const META_DELETE: u8 = 2;
+const META_OP_HEAD: usize = 9;
+
+/// Tries zstd, and stops trying for a while when the payload turns out to be incompressible.
+#[derive(Debug)]
+pub(super) struct FrameCompressor {
+    zstd: ZstdContext,
+    pause: u32,
+}
+
+struct ZstdContext(Option<zstd::bulk::Compressor<'static>>);
+
+impl std::fmt::Debug for ZstdContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ZstdContext")
+    }
+}
+
+impl FrameCompressor {
+    pub(super) fn new() -> FrameCompressor {
+        // Without a context (no memory) frames are stored as they are.
+        FrameCompressor { zstd: ZstdContext(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok()), pause: 0 }
+    }
+
+    /// A copy of the frame with a compressed payload, and its payload's length, if that saves a block.
+    fn compress(&mut self, raw: &[u8], directory_end: usize, payload: usize, pool: &BufPool) -> Option<(AlignedBuf, usize)> {
+        if self.pause > 0 {
+            self.pause -= 1;
+            return None;
+        }
+        let whole = crate::disk::blocks_up(directory_end + payload);
+        let mut packed = pool.take(whole);
+        let room = whole - BLOCK;
+        let stored = (room > directory_end)
+            .then(|| self.zstd.0.as_mut()?.compress_to_buffer(&raw[directory_end..directory_end + payload], &mut packed[directory_end..room]).ok())
+            .flatten();
+        match stored {
+            Some(stored) => {
+                packed[..directory_end].copy_from_slice(&raw[..directory_end]);
+                Some((packed, stored))
+            }
+            None => {
+                self.pause = COMPRESS_PAUSE;
+                None
+            }
+        }
+    }
+}
+
+/// A frame ready to be written.
+struct Built {
+    buf: Arc<AlignedBuf>,
+    bytes: usize,
+    /// The payload before compression.
+    payload: Bytes,
+}
+
+impl<T> Engine<T> {
+    /// The oldest group becomes a frame, in a new segment if this one has no room for it.
+    pub(super) fn write_group(&mut self, out: &mut Output<T>) {
+        let bytes = self.groups.front().map_or(0, Group::frame_bytes);
+        match &self.active {
+            Some(active) if active.at + bytes as u64 <= self.limits.segment_bytes => {}
+            _ => return self.roll(out),
+        }
+        let group = self.groups.pop_front().expect("looked at before");
+        self.waiting -= group.appends.len();
+        let mut buf = self.pool.take(group.frame_bytes());
+        let slices = lay_out(&group, &mut buf);
+        let built = self.finish(FrameKind::Data, buf, group.entries, group.payload_bytes);
+        self.lsn_data_last = self.lsn_last;
+        let payload = built.payload.clone();
+        self.send(built, Writing::Data { group, payload, slices }, out);
+    }
+
+    pub(super) fn write_watermark(&mut self, out: &mut Output<T>) {
+        match &self.active {
+            Some(active) if active.at + BLOCK as u64 <= self.limits.segment_bytes => {}
+            // No room for one: the superblock can say the same.
+            _ => {
+                self.superblock_dirty = true;
+                return;
+            }
+        }
+        self.counters.watermarks += 1;
+        let buf = self.pool.take(BLOCK);
+        let built = self.finish(FrameKind::Watermark, buf, 0, 0);
+        self.send(built, Writing::Watermark, out);
+    }
+
+    pub(super) fn write_snapshot_part(&mut self, part: &[u8], out: &mut Output<T>) {
+        let built = self.build_snapshot_part(part);
+        let last = self.snapshot_parts.is_empty();
+        self.send(built, Writing::Snapshot { last }, out);
+    }
+
+    fn build_snapshot_part(&mut self, part: &[u8]) -> Built {
+        let mut buf = self.pool.take(frame_bytes(1, part.len()));
+        let entry = Entry { byte_count: part.len() as u32, ..Entry::of(EntryKind::Snapshot, 0) };
+        entry.encode(&mut buf[header_bytes(0)..]);
+        buf[header_bytes(1)..header_bytes(1) + part.len()].copy_from_slice(part);
+        let kind = if self.snapshot_parts.is_empty() { FrameKind::SnapshotEnd } else { FrameKind::Snapshot };
+        self.finish(kind, buf, 1, part.len())
+    }
+
+    /// Header of a new segment and the first part of its snapshot, in one write.
+    pub(super) fn write_segment_start(&mut self, header: &crate::format::segment::SegmentHeader, part: &[u8], out: &mut Output<T>) {
+        let built = self.build_snapshot_part(part);
+        let mut buf = self.pool.take(BLOCK + built.bytes);
+        header.encode(&mut buf);
+        buf[BLOCK..BLOCK + built.bytes].copy_from_slice(&built.buf[..built.bytes]);
+        let active = self.active.as_mut().expect("rolled to");
+        assert_eq!(active.at, 0, "a segment starts with its header");
+        let last = self.snapshot_parts.is_empty();
+        self.send(Built { buf: Arc::new(buf), bytes: BLOCK + built.bytes, payload: Bytes::new() }, Writing::Snapshot { last }, out);
+    }
+
+    /// Directory and payload lie in `raw`: compresses, seals, and chains the frame.
+    fn finish(&mut self, kind: FrameKind, raw: AlignedBuf, entries: usize, payload: usize) -> Built {
+        let directory_end = header_bytes(entries);
+        let try_zstd = self.limits.compress_from_bytes.is_some_and(|from| payload >= from);
+        let packed = if try_zstd { self.compressor.compress(&raw, directory_end, payload, &self.pool) } else { None };
+        let (zstd, stored) = packed.as_ref().map_or((false, payload), |(_, stored)| (true, *stored));
+        if zstd {
+            self.counters.frames_compressed += 1;
+            self.counters.compressed_from_bytes += payload as u64;
+            self.counters.compressed_to_bytes += stored as u64;
+        }
+        let header = FrameHeader {
+            header_crc: 0,
+            kind,
+            zstd,
+            epoch: self.superblock.epoch,
+            lsn: self.lsn_last + 1,
+            segment_sequence: self.active.as_ref().expect("frames go into a segment").sequence,
+            durable_lsn: self.lsn_durable,
+            prev_crc: self.crc_last,
+            entries: entries as u32,
+            payload_bytes: stored as u32,
+            payload_raw_bytes: payload as u32,
+            payload_crc: 0,
+            written_ms: self.now.wall_ms,
+            volume_id: self.superblock.volume_id,
+        };
+        let bytes = header.frame_bytes();
+        self.lsn_last += 1;
+        let (buf, payload) = match packed {
+            Some((mut packed, _)) => {
+                self.crc_last = frame::seal(&header, &mut packed);
+                (Arc::new(packed), raw.into_bytes().slice(directory_end..directory_end + payload))
+            }
+            None => {
+                let mut raw = raw;
+                self.crc_last = frame::seal(&header, &mut raw);
+                let raw = Arc::new(raw);
+                let payload = AlignedBuf::share(&raw).slice(directory_end..directory_end + payload);
+                (raw, payload)
+            }
+        };
+        Built { buf, bytes, payload }
+    }
+
+    fn send(&mut self, built: Built, what: Writing<T>, out: &mut Output<T>) {
+        let op = self.next_op();
+        let proves_lsn = self.lsn_durable;
+        let active = self.active.as_mut().expect("frames go into a segment");
+        let position = Position { sequence: active.sequence as u32, block: (active.at / BLOCK as u64) as u32 };
+        let at = active.at;
+        active.at += built.bytes as u64;
+        active.last_written_ms = self.now.wall_ms;
+        assert!(active.at <= self.limits.segment_bytes, "room was checked");
+        assert!(self.in_flight.is_none(), "one write in flight");
+        self.in_flight = Some(InFlight {
+            op,
+            lsn: self.lsn_last,
+            proves_lsn,
+            position,
+            bytes: built.bytes,
+            submitted: self.now.monotonic,
+            what,
+        });
+        out.ops.push((op, DiskOp::Write { file: FileId::Segment(active.file), at, data: built.buf, bytes: built.bytes }));
+    }
+}
+
+/// Writes directory and payload; returns where the record batches lie.
+fn lay_out<T>(group: &Group<T>, buf: &mut [u8]) -> Vec<Slice> {
+    let (head, payload) = buf.split_at_mut(header_bytes(group.entries));
+    let mut frame = Layout { directory: &mut head[frame::HEADER_BYTES..], payload, entry: 0, byte: 0 };
+    let mut slices = Vec::with_capacity(group.entries);
+    for pending in &group.appends {
+        frame.append(pending, &mut slices);
+    }
+    assert_eq!((frame.entry, frame.byte), (group.entries, group.payload_bytes), "sizes were counted on entry");
+    slices
+}
+
+struct Layout<'a> {
+    directory: &'a mut [u8],
+    payload: &'a mut [u8],
+    entry: usize,
+    byte: usize,
+}
+
+impl Layout<'_> {
+    fn append<T>(&mut self, pending: &Pending<T>, slices: &mut Vec<Slice>) {
+        let append = &pending.append;
+        for op in &append.partitions {
+            if let PartitionOp::Open(id) = op {
+                self.push(Entry::of(EntryKind::Opened, id.0));
+            }
+        }
+        for (entry, base_offset) in append.entries.iter().zip(pending.base_offsets.iter()) {
+            let byte_start = self.batches(&entry.batches, *base_offset);
+            let stored = Entry {
+                base_offset: *base_offset,
+                record_count: entry.record_count,
+                max_timestamp: entry.max_timestamp,
+                byte_start,
+                byte_count: entry.batches.len() as u32,
+                ..Entry::of(EntryKind::Batches, entry.partition.0)
+            };
+            slices.push(slice_of(&stored));
+            self.push(stored);
+        }
+        if let Some(mark) = &append.mark {
+            self.push(Entry {
+                producer_epoch: mark.epoch,
+                base_offset: pending.told,
+                sequence_count: mark.sequence_count,
+                producer_id: mark.key.id,
+                base_sequence: mark.base_sequence,
+                lane: mark.key.lane,
+                ..Entry::of(EntryKind::Mark, mark.partition.0)
+            });
+        }
+        if !append.meta.is_empty() {
+            let byte_start = self.byte as u32;
+            append.meta.iter().for_each(|op| self.meta(op));
+            self.push(Entry { byte_start, byte_count: self.byte as u32 - byte_start, ..Entry::of(EntryKind::Meta, 0) });
+        }
+        for op in &append.partitions {
+            if let PartitionOp::Drop(id) = op {
+                self.push(Entry::of(EntryKind::Dropped, id.0));
+            }
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        entry.encode(&mut self.directory[self.entry * frame::ENTRY_BYTES..]);
+        self.entry += 1;
+    }
+
+    /// The one copy of the batches; offset and leader epoch lie outside their CRC.
+    fn batches(&mut self, batches: &[u8], base_offset: i64) -> u32 {
+        let start = self.byte;
+        let copy = &mut self.payload[start..start + batches.len()];
+        copy.copy_from_slice(batches);
+        self.byte += batches.len();
+        let mut offset = base_offset;
+        for span in crate::batches::split(batches) {
+            let span = span.expect("checked on entry");
+            let batch = &mut copy[span.at..span.at + span.bytes];
+            weir_batch::patch_base_offset(batch, offset);
+            weir_batch::patch_leader_epoch(batch, LEADER_EPOCH);
+            offset += i64::from(span.offsets);
+        }
+        start as u32
+    }
+
+    fn meta(&mut self, op: &MetaOp) {
+        let (kind, key, value) = match op {
+            MetaOp::Put { key, value } => (META_PUT, key, &value[..]),
+            MetaOp::Delete { key } => (META_DELETE, key, &[][..]),
+        };
+        let mut head = [kind; META_OP_HEAD];
+        head[1..5].copy_from_slice(&(key.len() as u32).to_le_bytes());
+        head[5..9].copy_from_slice(&(value.len() as u32).to_le_bytes());
+        for part in [&head[..], key, value] {
+            self.payload[self.byte..self.byte + part.len()].copy_from_slice(part);
+            self.byte += part.len();
+        }
+    }
+}
+
+/// Where the batches of a stored entry lie.
+pub(super) fn slice_of(entry: &Entry) -> Slice {
+    Slice {
+        partition: PartitionId(entry.partition),
+        base_offset: entry.base_offset,
+        next_offset: entry.next_offset(),
+        max_timestamp: entry.max_timestamp,
+        byte_start: entry.byte_start,
+        byte_count: entry.byte_count,
+    }
+}
+
+pub(super) fn meta_op_bytes(op: &MetaOp) -> usize {
+    match op {
+        MetaOp::Put { key, value } => META_OP_HEAD + key.len() + value.len(),
+        MetaOp::Delete { key } => META_OP_HEAD + key.len(),
+    }
+}
+
+/// Bytes of stored metadata operations.
+pub(super) fn meta_ops_bytes(ops: &[MetaOp]) -> usize {
+    ops.iter().map(meta_op_bytes).sum()
+}
+
+/// Reads stored metadata operations; `None` if they make no sense.
+pub(crate) fn decode_meta_ops(mut bytes: &[u8]) -> Option<Vec<MetaOp>> {
+    let mut ops = Vec::new();
+    while !bytes.is_empty() {
+        let (head, rest) = bytes.split_at_checked(META_OP_HEAD)?;
+        let (key, rest) = rest.split_at_checked(u32_at(head, 1) as usize)?;
+        let (value, rest) = rest.split_at_checked(u32_at(head, 5) as usize)?;
+        ops.push(match head[0] {
+            META_PUT => MetaOp::Put { key: key.to_vec(), value: value.to_vec() },
+            META_DELETE => MetaOp::Delete { key: key.to_vec() },
+            _ => return None,
+        });
+        bytes = rest;
+    }
+    Some(ops)
+}

@@ -1,0 +1,555 @@
+//! The engine: decides everything and touches nothing. Appends, the time and the disk's completions come in as arguments; disk
+//! operations and answers come out in [`Output`]. The log thread (`log.rs`) and the simulator drive the same code.
+//!
+//! An append is checked and gets its offsets when it enters (`entry.rs`) and waits in a *group*; when the last write has completed,
+//! the oldest group becomes a frame (`build.rs`); when that is durable it is shown to readers and answered (`commit.rs`). So the
+//! *assigned* state here runs ahead of the *durable* state in the [`View`], and only the latter is ever written into snapshots or
+//! shown. Segments are rolled to, made and recycled in `segments.rs`.
+//!
+//! Cost of an append of one batch: one table look-up for its partition on entry and one on commit, one hash look-up for its
+//! producer on each, one copy and one CRC pass over its bytes.
+
+mod build;
+mod commit;
+mod entry;
+mod segments;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config::LogConfig;
+use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
+use crate::format::BLOCK;
+use crate::format::frame::frame_bytes;
+use crate::format::snapshot::Remembered;
+use crate::format::superblock::{Superblock, VolumeState};
+use crate::report::OpenError;
+use crate::stats::LogStats;
+use crate::table::{NumberMap, PartitionMap};
+use crate::types::{Append, AppendError, BaseOffsets, Outcome, PartitionId, ProducerKey};
+use crate::view::{Position, Slice, View};
+
+pub(crate) use build::decode_meta_ops;
+
+/// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
+/// is ever given out twice.
+pub const RECORDS_PER_FRAME_MAX: u32 = 1 << 24;
+/// Wait before a failed zero-fill is tried again.
+const SPARE_RETRY: Duration = Duration::from_secs(1);
+/// How often segments are checked for age.
+const RETENTION_CHECK: Duration = Duration::from_secs(1);
+
+/// The time, twice: for intervals, and for what is stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Since some moment that stays the same.
+    pub monotonic: Duration,
+    /// Unix time.
+    pub wall_ms: u64,
+}
+
+/// Limits of the engine, checked against each other.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub(crate) segment_bytes: u64,
+    pub(crate) spare_segments: usize,
+    pub(crate) frame_bytes_max: usize,
+    pub(crate) compress_from_bytes: Option<usize>,
+    pub(crate) tail_cache_bytes: usize,
+    pub(crate) idle_watermark: Duration,
+    pub(crate) retention_bytes: Option<u64>,
+    pub(crate) retention_age_ms: Option<u64>,
+    pub(crate) meta_bytes_max: usize,
+    pub(crate) index_entries_max: usize,
+    pub(crate) producers_max: usize,
+}
+
+impl Limits {
+    /// Takes them from the configuration. `segment_bytes` is the volume's, once it exists.
+    pub fn new(config: &LogConfig, segment_bytes: u64) -> Result<Limits, OpenError> {
+        let bad = |reason: &str| Err(OpenError::BadConfig(reason.to_owned()));
+        if segment_bytes < SEGMENT_BYTES_MIN || !segment_bytes.is_multiple_of(BLOCK as u64) || segment_bytes > SEGMENT_BYTES_LIMIT {
+            return bad("segment_bytes must be a multiple of 4096 from 128 KiB to 4 GiB");
+        }
+        if config.spare_segments == 0 {
+            return bad("spare_segments must be at least 1: the log rolls to a spare at every start");
+        }
+        let frame_bytes_max = u64::from(config.frame_bytes_max).min(segment_bytes / 4).min(FRAME_BYTES_MAX) as usize;
+        if frame_bytes_max < 4 * BLOCK {
+            return bad("frame_bytes_max must be at least 16 KiB");
+        }
+        Ok(Limits {
+            segment_bytes,
+            spare_segments: config.spare_segments as usize,
+            frame_bytes_max: frame_bytes_max / BLOCK * BLOCK,
+            compress_from_bytes: config.compress_from_bytes.map(|bytes| bytes as usize),
+            tail_cache_bytes: config.tail_cache_bytes,
+            idle_watermark: config.idle_watermark,
+            retention_bytes: config.retention_bytes,
+            retention_age_ms: config.retention_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            meta_bytes_max: config.meta_bytes_max,
+            index_entries_max: config.index_entries_max.max(1024),
+            producers_max: config.producers_max.max(1),
+        })
+    }
+
+    /// Bytes of state that every segment begins with, at most: three eighths of a segment leave room for the largest frame.
+    fn state_bytes_max(&self) -> usize {
+        (self.segment_bytes / 8 * 3) as usize
+    }
+}
+
+const SEGMENT_BYTES_MIN: u64 = 128 << 10;
+/// Directory entries and block numbers are 32 bits wide; nothing near it is sensible.
+const SEGMENT_BYTES_LIMIT: u64 = 4 << 30;
+const FRAME_BYTES_MAX: u64 = (crate::format::frame::FRAME_BYTES_LIMIT / 2) as u64;
+
+/// What a step asks for and answers.
+#[derive(Debug)]
+pub struct Output<T> {
+    /// For the disk, with their ids.
+    pub ops: Vec<(u64, DiskOp)>,
+    /// Answers, in order.
+    pub outcomes: Vec<(T, Outcome)>,
+    /// Partitions whose high watermark rose.
+    pub risen: Vec<PartitionId>,
+}
+
+impl<T> Default for Output<T> {
+    fn default() -> Self {
+        Output { ops: Vec::new(), outcomes: Vec::new(), risen: Vec::new() }
+    }
+}
+
+/// What recovery found, for the engine to go on from.
+#[derive(Debug)]
+pub struct Opening {
+    /// As durable on disk, with the epoch of this opening.
+    pub superblock: Superblock,
+    /// Last good frame.
+    pub last_lsn: u64,
+    /// And its header CRC.
+    pub last_crc: u32,
+    /// Segments with frames, oldest first.
+    pub segments: VecDeque<Sealed>,
+    /// Newest segment whose snapshot is whole.
+    pub snapshot_sequence: u64,
+    /// Sequence for the next segment.
+    pub next_sequence: u64,
+    /// Files ready to be rolled to.
+    pub spares: VecDeque<u32>,
+    /// Files whose zero-fill was cut short.
+    pub unfinished: Vec<u32>,
+    /// First file number that is free.
+    pub next_file: u32,
+    /// Lanes.
+    pub producers: NumberMap<ProducerKey, Producer>,
+    /// Damage took marks with it: lanes may skip ahead.
+    pub sequences_lost: bool,
+    /// The durable state.
+    pub view: Arc<View>,
+}
+
+/// A lane's assigned state. `batches` end at `next_sequence`.
+#[derive(Clone, Debug, Default)]
+pub struct Producer {
+    pub(crate) epoch: i16,
+    pub(crate) next_sequence: u64,
+    pub(crate) last_lsn: u64,
+    /// Each with the group that carries it.
+    pub(crate) batches: VecDeque<(Remembered, u64)>,
+}
+
+/// A segment that takes no more frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed {
+    /// File number.
+    pub file: u32,
+    /// Sequence.
+    pub sequence: u64,
+    /// Time of its last frame.
+    pub last_written_ms: u64,
+}
+
+/// The segment that is being written.
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    file: u32,
+    sequence: u64,
+    /// Where the next frame goes.
+    at: u64,
+    last_written_ms: u64,
+}
+
+/// Appends that will share a frame.
+#[derive(Debug)]
+struct Group<T> {
+    number: u64,
+    appends: Vec<Pending<T>>,
+    entries: usize,
+    payload_bytes: usize,
+    records: u32,
+    /// Resent batches whose original is in this group.
+    duplicates: Vec<(T, Outcome)>,
+}
+
+impl<T> Group<T> {
+    fn frame_bytes(&self) -> usize {
+        frame_bytes(self.entries, self.payload_bytes)
+    }
+}
+
+/// An append with its offsets.
+#[derive(Debug)]
+struct Pending<T> {
+    append: Append,
+    ticket: T,
+    base_offsets: BaseOffsets,
+    /// What its producer is told.
+    told: i64,
+    undo: Undo,
+}
+
+/// What entering changed beyond offsets and sequence, to take it back when the disk turns out to be full.
+#[derive(Debug, Default)]
+struct Undo {
+    producer: Option<(i16, u64)>,
+    producer_is_new: bool,
+    opened: Vec<PartitionId>,
+    dropped: Vec<(PartitionId, i64)>,
+}
+
+/// The frame that is being written.
+#[derive(Debug)]
+struct InFlight<T> {
+    op: u64,
+    lsn: u64,
+    /// Durable when it was built: what this frame proves.
+    proves_lsn: u64,
+    position: Position,
+    bytes: usize,
+    submitted: Duration,
+    what: Writing<T>,
+}
+
+#[derive(Debug)]
+enum Writing<T> {
+    /// Segment header and first part of the snapshot, or a later part.
+    Snapshot { last: bool },
+    Watermark,
+    Data { group: Group<T>, payload: Bytes, slices: Vec<Slice> },
+}
+
+/// Where stopping stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Running,
+    Draining,
+    Closing,
+    Closed,
+}
+
+/// The log engine; `T` is what the caller wants back with each answer.
+pub struct Engine<T> {
+    limits: Limits,
+    view: Arc<View>,
+    pool: BufPool,
+    compressor: build::FrameCompressor,
+    now: Now,
+    life: Life,
+    failed: Option<String>,
+    op_next: u64,
+
+    // The chain of frames.
+    lsn_last: u64,
+    crc_last: u32,
+    lsn_durable: u64,
+    /// Known to be durable by what is on disk.
+    lsn_proven: u64,
+    lsn_data_last: u64,
+    last_commit: Duration,
+    in_flight: Option<InFlight<T>>,
+
+    // What waits.
+    groups: VecDeque<Group<T>>,
+    group_next: u64,
+    group_durable: u64,
+    waiting: usize,
+
+    // Assigned state.
+    partitions: PartitionMap<i64>,
+    producers: NumberMap<ProducerKey, Producer>,
+    sequences_lost: bool,
+    meta_pending: std::collections::HashMap<Vec<u8>, (Option<usize>, u64)>,
+    meta_bytes: usize,
+    meta_count: usize,
+
+    // Segments.
+    active: Option<Active>,
+    snapshot_parts: VecDeque<Vec<u8>>,
+    /// Newest segment whose snapshot is whole and durable: those before it may go.
+    snapshot_sequence: u64,
+    sealed: VecDeque<Sealed>,
+    leaving: VecDeque<Sealed>,
+    spares: VecDeque<u32>,
+    unfinished: Vec<u32>,
+    zeroing: Option<(u64, u32)>,
+    zero_retry_at: Option<Duration>,
+    file_next: u32,
+    sequence_next: u64,
+    retention_check_at: Duration,
+
+    // Superblock.
+    superblock: Superblock,
+    superblock_dirty: bool,
+    superblock_op: Option<(u64, Superblock)>,
+    counters: LogStats,
+}
+
+impl<T> Engine<T> {
+    /// Goes on from what recovery found.
+    pub fn new(limits: Limits, opening: Opening) -> Engine<T> {
+        let view = opening.view;
+        let mut partitions = PartitionMap::default();
+        for (id, partition) in view.tables().partitions.iter() {
+            partitions.insert(id, partition.next);
+        }
+        let (meta_bytes, meta_count) = {
+            let meta = view.meta();
+            (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
+        };
+        let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
+        let engine = Engine {
+            pool: BufPool::new(limits.tail_cache_bytes.max(2 * limits.frame_bytes_max)),
+            compressor: build::FrameCompressor::new(),
+            limits,
+            now: Now::default(),
+            life: Life::Running,
+            failed: None,
+            op_next: 1,
+            lsn_last: opening.last_lsn,
+            crc_last: opening.last_crc,
+            lsn_durable: opening.last_lsn,
+            lsn_proven: opening.superblock.durable_lsn,
+            lsn_data_last: 0,
+            last_commit: Duration::ZERO,
+            in_flight: None,
+            groups: VecDeque::new(),
+            group_next: 1,
+            group_durable: 0,
+            waiting: 0,
+            partitions,
+            producers: opening.producers,
+            sequences_lost: opening.sequences_lost,
+            meta_pending: std::collections::HashMap::new(),
+            meta_bytes,
+            meta_count,
+            active: None,
+            snapshot_parts: VecDeque::new(),
+            snapshot_sequence: opening.snapshot_sequence,
+            sealed: opening.segments,
+            leaving: VecDeque::new(),
+            spares: opening.spares,
+            unfinished: opening.unfinished,
+            zeroing: None,
+            zero_retry_at: None,
+            file_next: opening.next_file,
+            sequence_next: opening.next_sequence,
+            retention_check_at: Duration::ZERO,
+            superblock: opening.superblock,
+            superblock_dirty: false,
+            superblock_op: None,
+            counters,
+            view,
+        };
+        assert!(engine.superblock.durable_lsn <= engine.lsn_durable, "the superblock knows no more than recovery found");
+        engine.publish_stats();
+        engine
+    }
+
+    /// The durable state.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// Why the log takes no more, if it has stopped.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Takes completions, starts what can be started.
+    pub fn step(&mut self, now: Now, completions: &mut Vec<DiskCompletion>, out: &mut Output<T>) {
+        self.now = now;
+        let news = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.completed(completion, out);
+        }
+        if self.failed.is_none() {
+            self.write_next(out);
+            self.make_spare(out);
+            self.retain();
+            self.wind_down();
+        }
+        self.write_superblock(out);
+        if news {
+            self.publish_stats();
+        }
+    }
+
+    /// When `step` wants to be called again although nothing happened.
+    pub fn next_wake(&self) -> Option<Duration> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let idle = self.wants_watermark().then(|| self.last_commit + self.limits.idle_watermark);
+        let age = self.limits.retention_age_ms.filter(|_| !self.sealed.is_empty()).map(|_| self.retention_check_at);
+        [idle, age, self.zero_retry_at].into_iter().flatten().min()
+    }
+
+    /// Refuses what comes from now on; `is_closed` says when all that came before is done with.
+    pub fn begin_shutdown(&mut self) {
+        if self.life == Life::Running {
+            self.life = Life::Draining;
+        }
+    }
+
+    /// Whether shutting down is done.
+    pub fn is_closed(&self) -> bool {
+        self.life == Life::Closed || (self.failed.is_some() && self.superblock_op.is_none() && !self.superblock_dirty)
+    }
+
+    fn wind_down(&mut self) {
+        let idle = self.in_flight.is_none() && self.groups.is_empty() && self.snapshot_parts.is_empty();
+        if self.life == Life::Draining && idle && self.superblock_op.is_none() {
+            self.life = Life::Closing;
+            self.superblock.state = VolumeState::Closed;
+            self.superblock_dirty = true;
+        }
+    }
+
+    fn completed(&mut self, completion: DiskCompletion, out: &mut Output<T>) {
+        let DiskCompletion { id, result } = completion;
+        if self.in_flight.as_ref().is_some_and(|frame| frame.op == id) {
+            let frame = self.in_flight.take().expect("just looked at");
+            match result {
+                Ok(()) => self.frame_durable(frame, out),
+                Err(error) => self.frame_failed(frame, error, out),
+            }
+        } else if self.superblock_op.as_ref().is_some_and(|(op, _)| *op == id) {
+            let (_, written) = self.superblock_op.take().expect("just looked at");
+            match result {
+                Ok(()) => self.superblock_durable(&written),
+                Err(error) => self.fail(error.to_string(), out),
+            }
+        } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
+            self.spare_made(file, result);
+        } else {
+            panic!("completion {id} belongs to no operation");
+        }
+    }
+
+    /// The last write completed: snapshot parts first, then whatever waits, then the watermark.
+    fn write_next(&mut self, out: &mut Output<T>) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        if let Some(part) = self.snapshot_parts.pop_front() {
+            self.write_snapshot_part(&part, out);
+        } else if !self.groups.is_empty() {
+            self.write_group(out);
+        } else if self.wants_watermark() && self.watermark_due() {
+            self.write_watermark(out);
+        }
+    }
+
+    fn wants_watermark(&self) -> bool {
+        self.in_flight.is_none() && self.groups.is_empty() && self.lsn_data_last > self.lsn_proven && !self.superblock_dirty
+    }
+
+    fn watermark_due(&self) -> bool {
+        self.life != Life::Running || self.now.monotonic >= self.last_commit + self.limits.idle_watermark
+    }
+
+    fn frame_failed(&mut self, frame: InFlight<T>, error: DiskError, out: &mut Output<T>) {
+        if let Writing::Data { group, .. } = frame.what {
+            self.groups.push_front(group);
+        }
+        self.fail(error.to_string(), out);
+    }
+
+    /// Nothing is written any more but the note of it in the superblock.
+    fn fail(&mut self, reason: String, out: &mut Output<T>) {
+        if self.failed.is_some() {
+            return;
+        }
+        let refusal = AppendError::LogFailed { reason: reason.clone() };
+        self.failed = Some(reason);
+        for group in std::mem::take(&mut self.groups) {
+            for pending in group.appends {
+                out.outcomes.push((pending.ticket, Outcome::Refused(refusal.clone())));
+            }
+            for (ticket, _) in group.duplicates {
+                out.outcomes.push((ticket, Outcome::Refused(refusal.clone())));
+            }
+        }
+        self.waiting = 0;
+        self.superblock.state = VolumeState::Fenced;
+        self.superblock_dirty = true;
+    }
+
+    /// Only ever one superblock write is under way, so that one of the two slots is always whole.
+    fn write_superblock(&mut self, out: &mut Output<T>) {
+        if !self.superblock_dirty || self.superblock_op.is_some() {
+            return;
+        }
+        self.superblock_dirty = false;
+        self.superblock.generation += 1;
+        self.superblock.durable_lsn = self.lsn_durable;
+        let op = self.next_op();
+        self.superblock_op = Some((op, self.superblock));
+        let write = DiskOp::Write {
+            file: FileId::Superblock,
+            at: self.superblock.slot_at(),
+            data: Arc::new(self.superblock.encode()),
+            bytes: BLOCK,
+        };
+        out.ops.push((op, write));
+    }
+
+    fn superblock_durable(&mut self, written: &Superblock) {
+        self.lsn_proven = self.lsn_proven.max(written.durable_lsn);
+        self.recycled_up_to(written.first_sequence);
+        if written.state == VolumeState::Closed {
+            self.life = Life::Closed;
+        }
+    }
+
+    fn next_op(&mut self) -> u64 {
+        self.op_next += 1;
+        self.op_next - 1
+    }
+
+    fn publish_stats(&self) {
+        let (partitions, index_entries) = {
+            let tables = self.view.tables();
+            (tables.partitions.len() as u64, tables.index_entries as u64)
+        };
+        let tail_cache_bytes = self.view.tail().bytes() as u64;
+        let mut stats = self.view.stats_mut();
+        stats.clone_from(&self.counters);
+        stats.queue_depth = self.waiting as u64;
+        stats.segments = (self.sealed.len() + self.leaving.len() + usize::from(self.active.is_some())) as u64;
+        stats.spares = self.spares.len() as u64;
+        stats.durable_lsn = self.lsn_durable;
+        stats.partitions = partitions;
+        stats.producers = self.producers.len() as u64;
+        stats.index_entries = index_entries;
+        stats.meta_bytes = self.meta_bytes as u64;
+        stats.tail_cache_bytes = tail_cache_bytes;
+        stats.disk_full = self.zero_retry_at.is_some();
+        stats.failed.clone_from(&self.failed);
+    }
+}

@@ -1,0 +1,186 @@
+//! Where frames go: rolling to a spare, making spares, recycling the oldest segment.
+//!
+//! A segment leaves in two steps: the superblock says durably that it is no longer the first, and only then do starts rise, and
+//! only then may its file be written again. So a start offset that was shown never goes back, and needs no space to rise.
+
+use super::{Active, Engine, Output, Sealed};
+use crate::disk::{DiskError, DiskOp, FileId};
+use crate::format::BLOCK;
+use crate::format::segment::SegmentHeader;
+use crate::format::snapshot::{Item, REMEMBERED_MAX};
+use crate::report::Gap;
+
+impl<T> Engine<T> {
+    /// The next frame needs a new segment: header and snapshot first.
+    pub(super) fn roll(&mut self, out: &mut Output<T>) {
+        assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
+        let Some(file) = self.spares.pop_front() else {
+            if self.zero_retry_at.is_some() && self.leaving.is_empty() {
+                self.refuse_waiting(out);
+            }
+            return;
+        };
+        if let Some(full) = self.active.take() {
+            self.sealed.push_back(Sealed { file: full.file, sequence: full.sequence, last_written_ms: full.last_written_ms });
+        }
+        let sequence = self.sequence_next;
+        assert!(sequence < u64::from(u32::MAX), "2^32 segments are more than any disk writes in its life");
+        self.sequence_next += 1;
+        let header = SegmentHeader {
+            volume_id: self.superblock.volume_id,
+            sequence,
+            epoch: self.superblock.epoch,
+            first_lsn: self.lsn_last + 1,
+            prev_crc: self.crc_last,
+            durable_lsn: self.lsn_durable,
+            opened_ms: self.now.wall_ms,
+        };
+        self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms });
+        self.cut_snapshot();
+        let first = self.snapshot_parts.pop_front().expect("a snapshot has at least one part");
+        self.write_segment_start(&header, &first, out);
+    }
+
+    /// The durable state in parts that each fit a frame.
+    fn cut_snapshot(&mut self) {
+        let part_max = self.limits.frame_bytes_max - BLOCK;
+        let view = std::sync::Arc::clone(&self.view);
+        let mut parts = vec![Vec::new()];
+        let mut add = |item: Item| {
+            let part = parts.last_mut().expect("never empty");
+            let before = part.len();
+            item.encode(part);
+            if part.len() > part_max && before > 0 {
+                let moved = part.split_off(before);
+                parts.push(moved);
+            }
+        };
+        let mut tables = view.tables_mut();
+        tables.trim_all();
+        let first_sequence = tables.first_sequence();
+        for (id, partition) in tables.partitions.iter() {
+            add(Item::Partition { id, start: partition.start(first_sequence), next: partition.next });
+        }
+        for (&(partition, from), &to) in &tables.gaps {
+            add(Item::Gap(Gap { partition, from, to }));
+        }
+        drop(tables);
+        let shown = view.producers();
+        for (key, producer) in &self.producers {
+            let Some(durable) = shown.get(key) else { continue };
+            let kept = producer.batches.iter().filter(|(_, group)| *group <= self.group_durable);
+            let skip = kept.clone().count().saturating_sub(REMEMBERED_MAX);
+            add(Item::Producer {
+                key: *key,
+                epoch: durable.epoch,
+                next_sequence: durable.next_sequence,
+                last_lsn: producer.last_lsn.min(self.lsn_durable),
+                batches: kept.skip(skip).map(|(batch, _)| *batch).collect(),
+            });
+        }
+        for (key, value) in view.meta().iter() {
+            add(Item::Meta { key: key.clone(), value: value.clone() });
+        }
+        if self.sequences_lost {
+            add(Item::SequencesLost);
+        }
+        self.snapshot_parts = parts.into();
+    }
+
+    /// Keeps enough zero-filled files ready; one at a time.
+    pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
+        let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
+        if self.spares.len() >= self.limits.spare_segments || self.zeroing.is_some() || retry_later || self.life != super::Life::Running {
+            return;
+        }
+        let file = self.unfinished.pop().unwrap_or_else(|| {
+            self.file_next += 1;
+            self.file_next - 1
+        });
+        let op = self.next_op();
+        self.zeroing = Some((op, file));
+        out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes }));
+    }
+
+    /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space.
+    pub(super) fn spare_made(&mut self, file: u32, result: Result<(), DiskError>) {
+        match result {
+            Ok(()) => {
+                self.spares.push_back(file);
+                self.zero_retry_at = None;
+            }
+            Err(error) => {
+                if self.zero_retry_at.is_none() {
+                    tracing::warn!(%error, "no spare segment could be made; trying again");
+                }
+                self.unfinished.push(file);
+                self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
+            }
+        }
+    }
+
+    /// Whole oldest segments go when there are too many bytes of them or they are too old. Never the active one, and never one
+    /// before the newest whole snapshot.
+    pub(super) fn retain(&mut self) {
+        if self.now.monotonic >= self.retention_check_at {
+            self.retention_check_at = self.now.monotonic + super::RETENTION_CHECK;
+        }
+        while self.may_recycle() && (self.too_many_bytes() || self.too_old()) {
+            self.recycle_oldest();
+        }
+    }
+
+    fn may_recycle(&self) -> bool {
+        self.sealed.front().is_some_and(|oldest| oldest.sequence < self.snapshot_sequence)
+    }
+
+    fn too_many_bytes(&self) -> bool {
+        // When no spare can be made, the segment that is needed next counts too: it can only come from retention.
+        let next = self.spares.is_empty() && self.leaving.is_empty() && self.zero_retry_at.is_some();
+        let segments = self.sealed.len() as u64 + u64::from(self.active.is_some()) + u64::from(next);
+        self.limits.retention_bytes.is_some_and(|max| segments * self.limits.segment_bytes > max)
+    }
+
+    fn too_old(&self) -> bool {
+        let Some(age) = self.limits.retention_age_ms else { return false };
+        self.sealed.front().is_some_and(|oldest| oldest.last_written_ms.saturating_add(age) < self.now.wall_ms)
+    }
+
+    fn recycle_oldest(&mut self) {
+        let oldest = self.sealed.pop_front().expect("may_recycle");
+        self.superblock.first_sequence = oldest.sequence + 1;
+        self.superblock_dirty = true;
+        self.leaving.push_back(oldest);
+    }
+
+    /// The superblock says durably where the log begins now: what is older may be seen no more and be written again.
+    pub(super) fn recycled_up_to(&mut self, first_sequence: u64) {
+        while let Some(gone) = self.leaving.pop_front_if(|segment| segment.sequence < first_sequence) {
+            let mut tables = self.view.tables_mut();
+            let shown = tables.segments.pop_front().expect("shown since it was written");
+            assert_eq!(u64::from(shown.sequence), gone.sequence, "segments leave in order");
+            drop(tables);
+            self.counters.recycled += 1;
+            self.spares.push_back(gone.file);
+            self.zero_retry_at = None;
+        }
+    }
+
+    /// The index has a bound: first older segments keep one entry a partition, then the oldest segment goes.
+    pub(super) fn bound_index(&mut self) {
+        let max = self.limits.index_entries_max;
+        if self.view.tables().index_entries <= max {
+            return;
+        }
+        let newest = self.active.as_ref().map_or(0, |active| active.sequence as u32);
+        let mut tables = self.view.tables_mut();
+        tables.trim_all();
+        tables.thin(newest);
+        let still_full = tables.index_entries > max / 4 * 3;
+        drop(tables);
+        if still_full && self.leaving.is_empty() && self.may_recycle() {
+            self.counters.recycled_for_index += 1;
+            self.recycle_oldest();
+        }
+    }
+}

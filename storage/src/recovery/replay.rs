@@ -1,0 +1,250 @@
+//! What the frames add up to: index, partitions, lanes, metadata, and the gaps that damage has left.
+//!
+//! Offsets of a partition follow one another without a hole, so a hole between two entries *is* a gap. Behind damage without a
+//! later entry the end of a partition is unknown: it is moved up by more than the lost frames can have held, so that no offset is
+//! given out twice.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::config::LogConfig;
+use crate::core::{Producer, RECORDS_PER_FRAME_MAX, decode_meta_ops};
+use crate::format::frame::{Entry, EntryKind, FrameHeader};
+use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
+use crate::report::{Gap, RecoveryReport};
+use crate::table::{NumberMap, PARTITION_ID_MAX, PartitionMap};
+use crate::types::{MetaOp, PartitionId, ProducerKey, ProducerState};
+use crate::view::{IndexEntry, Partition, Position, SegmentPlace, Tables, View};
+
+const GAPS_LISTED_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    partitions: PartitionMap<Partition>,
+    /// Partitions of the state snapshot, until it is merged.
+    state: PartitionMap<(i64, i64)>,
+    producers: NumberMap<ProducerKey, Producer>,
+    meta: BTreeMap<Vec<u8>, Vec<u8>>,
+    gaps: Vec<Gap>,
+    sequences_lost: bool,
+    /// Frames lost without a trace since the state snapshot.
+    frames_lost: u64,
+    /// Partitions with an entry behind the last of them: their ends are known.
+    end_known: HashSet<PartitionId>,
+}
+
+impl Replay {
+    /// A record of the oldest segment's snapshot: what lies before is gone.
+    pub(super) fn oldest_item(&mut self, item: Item) {
+        if let Item::Partition { id, next, .. } = item
+            && id.0 < PARTITION_ID_MAX
+        {
+            self.partitions.insert(id, Partition { start: next, next, index: Vec::new() });
+        }
+    }
+
+    /// That snapshot is damaged: partitions begin where their first entry does.
+    pub(super) fn oldest_unknown(&mut self) {
+        self.partitions = PartitionMap::default();
+    }
+
+    /// The newest whole snapshot is about to be read.
+    pub(super) fn state_begins(&mut self) {
+        assert_eq!(self.state.len(), 0, "there is one state snapshot");
+    }
+
+    pub(super) fn state_item(&mut self, item: Item) {
+        match item {
+            Item::Partition { id, start, next } if id.0 < PARTITION_ID_MAX => {
+                self.state.insert(id, (start, next));
+            }
+            Item::Partition { .. } => {}
+            Item::Producer { key, epoch, next_sequence, last_lsn, batches } => {
+                let batches = batches.into_iter().map(|batch| (batch, 0)).collect();
+                self.producers.insert(key, Producer { epoch, next_sequence, last_lsn, batches });
+            }
+            Item::Meta { key, value } => {
+                self.meta.insert(key, value);
+            }
+            Item::Gap(gap) => self.gaps.push(gap),
+            Item::SequencesLost => self.sequences_lost = true,
+        }
+    }
+
+    /// The snapshot was written from memory, so it is right where frames before it are damaged.
+    pub(super) fn state_read(&mut self, is_oldest: bool, report: &mut RecoveryReport) {
+        let mut seen = std::mem::take(&mut self.partitions);
+        let state = std::mem::take(&mut self.state);
+        for (id, &(start, next)) in state.iter() {
+            let partition = match seen.remove(id) {
+                _ if is_oldest => Partition { start: next, next, index: Vec::new() },
+                None => Partition { start: next, next, index: Vec::new() },
+                Some(mut partition) => {
+                    self.gap(id, partition.next, next, report);
+                    partition.start = partition.start.max(start.min(next));
+                    partition.index.retain(|entry| entry.base_offset < next);
+                    partition.next = next;
+                    partition
+                }
+            };
+            self.partitions.insert(id, partition);
+        }
+    }
+
+    /// A good data frame. Lanes and metadata count only where the state is being replayed.
+    pub(super) fn frame(
+        &mut self,
+        header: &FrameHeader,
+        entries: &[Entry],
+        payload: Option<&[u8]>,
+        position: Position,
+        in_state: bool,
+        report: &mut RecoveryReport,
+    ) {
+        for entry in entries {
+            match entry.kind {
+                EntryKind::Batches => self.batches(entry, Some(position), in_state, report),
+                EntryKind::Meta if in_state => {
+                    let ops = payload.and_then(|payload| decode_meta_ops(&payload[entry.range()]));
+                    report.meta_damaged |= ops.is_none();
+                    ops.into_iter().flatten().for_each(|op| self.meta_op(op));
+                }
+                _ => self.other(header, entry, in_state),
+            }
+        }
+    }
+
+    /// The directory of a frame whose payload is damaged: everything is known but the bytes.
+    pub(super) fn lost_payload(&mut self, header: &FrameHeader, entries: &[Entry], in_state: bool, report: &mut RecoveryReport) {
+        for entry in entries {
+            match entry.kind {
+                EntryKind::Batches => self.batches(entry, None, in_state, report),
+                EntryKind::Meta => report.meta_damaged |= in_state,
+                _ => self.other(header, entry, in_state),
+            }
+        }
+    }
+
+    /// Frames of which nothing is left.
+    pub(super) fn lost_frames(&mut self, frames: u64, report: &mut RecoveryReport) {
+        self.frames_lost += frames;
+        self.end_known.clear();
+        self.sequences_lost = true;
+        report.meta_damaged = true;
+    }
+
+    fn batches(&mut self, entry: &Entry, position: Option<Position>, in_state: bool, report: &mut RecoveryReport) {
+        let id = PartitionId(entry.partition);
+        if id.0 >= PARTITION_ID_MAX {
+            return;
+        }
+        if self.partitions.get(id).is_none() {
+            // Opened in a frame that was lost, or before the oldest segment when its snapshot is damaged.
+            let start = if in_state { 0 } else { entry.base_offset };
+            self.partitions.insert(id, Partition { start, next: start, index: Vec::new() });
+        }
+        let partition = self.partitions.get_mut(id).expect("just made");
+        let before = partition.next;
+        if entry.base_offset < before {
+            return;
+        }
+        partition.next = entry.next_offset();
+        if let Some(position) = position
+            && partition.index.last().is_none_or(|last| last.position != position)
+        {
+            partition.index.push(IndexEntry { base_offset: entry.base_offset, position });
+        }
+        if in_state && self.frames_lost > 0 {
+            self.end_known.insert(id);
+        }
+        let lost_to = if position.is_some() { entry.base_offset } else { entry.next_offset() };
+        self.gap(id, before, lost_to, report);
+    }
+
+    fn other(&mut self, header: &FrameHeader, entry: &Entry, in_state: bool) {
+        let id = PartitionId(entry.partition);
+        match entry.kind {
+            EntryKind::Opened if id.0 < PARTITION_ID_MAX && self.partitions.get(id).is_none() => {
+                self.partitions.insert(id, Partition::default());
+            }
+            EntryKind::Dropped => {
+                self.partitions.remove(id);
+                self.gaps.retain(|gap| gap.partition != id);
+            }
+            EntryKind::Mark if in_state => self.mark(header, entry),
+            _ => {}
+        }
+    }
+
+    fn mark(&mut self, header: &FrameHeader, entry: &Entry) {
+        let key = ProducerKey { id: entry.producer_id, lane: entry.lane };
+        let producer = self.producers.entry(key).or_default();
+        if producer.next_sequence != entry.base_sequence {
+            producer.batches.clear();
+        }
+        producer.epoch = entry.producer_epoch;
+        producer.next_sequence = entry.base_sequence + u64::from(entry.sequence_count);
+        producer.last_lsn = header.lsn;
+        if entry.sequence_count > 0 {
+            producer.batches.push_back((Remembered { count: entry.sequence_count, base_offset: entry.base_offset }, 0));
+        }
+        while producer.batches.len() > REMEMBERED_MAX {
+            producer.batches.pop_front();
+        }
+    }
+
+    fn meta_op(&mut self, op: MetaOp) {
+        match op {
+            MetaOp::Put { key, value } => self.meta.insert(key, value),
+            MetaOp::Delete { key } => self.meta.remove(&key),
+        };
+    }
+
+    fn gap(&mut self, partition: PartitionId, from: i64, to: i64, report: &mut RecoveryReport) {
+        if from >= to {
+            return;
+        }
+        self.gaps.push(Gap { partition, from, to });
+        report.gaps_total += 1;
+    }
+
+    /// The view, and what the engine keeps of the lanes.
+    pub(super) fn finish(
+        mut self,
+        config: &LogConfig,
+        segments: impl Iterator<Item = SegmentPlace>,
+        report: &mut RecoveryReport,
+    ) -> (View, NumberMap<ProducerKey, Producer>, bool) {
+        self.move_unknown_ends(report);
+        let mut tables = Tables { segments: segments.collect(), ..Tables::default() };
+        for (_, partition) in self.partitions.iter_mut() {
+            partition.index.shrink_to_fit();
+            tables.index_entries += partition.index.len();
+        }
+        tables.partitions = self.partitions;
+        self.gaps.into_iter().for_each(|gap| tables.add_gap(gap));
+        tables.trim_all();
+        report.gaps = tables.gaps.iter().map(|(&(partition, from), &to)| Gap { partition, from, to }).take(GAPS_LISTED_MAX).collect();
+        report.partitions = tables.partitions.len() as u64;
+        report.producers = self.producers.len() as u64;
+        let shown = self.producers.iter();
+        let shown = shown.map(|(key, lane)| (*key, ProducerState { epoch: lane.epoch, next_sequence: lane.next_sequence })).collect();
+        (View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost)
+    }
+
+    fn move_unknown_ends(&mut self, report: &mut RecoveryReport) {
+        if self.frames_lost == 0 {
+            return;
+        }
+        let skip = i64::try_from(self.frames_lost.saturating_mul(u64::from(RECORDS_PER_FRAME_MAX))).unwrap_or(i64::MAX / 4);
+        let mut gaps = Vec::new();
+        for (id, partition) in self.partitions.iter_mut() {
+            if !self.end_known.contains(&id) {
+                let to = partition.next.saturating_add(skip);
+                gaps.push(Gap { partition: id, from: partition.next, to });
+                partition.next = to;
+            }
+        }
+        report.gaps_total += gaps.len() as u64;
+        self.gaps.extend(gaps);
+    }
+}

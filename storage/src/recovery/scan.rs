@@ -1,0 +1,223 @@
+//! Frames of one segment, read through a window: memory stays bounded however large the segment is.
+
+use super::volume::Segment;
+use crate::disk::{AlignedBuf, Disk, FileId, blocks_up};
+use crate::format::BLOCK;
+use crate::format::frame::{self, Entry, FrameHeader, FrameKind, header_bytes};
+use crate::format::snapshot::Item;
+use crate::format::superblock::Superblock;
+
+/// Bytes read at once.
+const WINDOW: usize = 1 << 20;
+/// And where only directories are wanted.
+const WINDOW_HOP: usize = 64 << 10;
+
+/// Where a frame must join the chain; `None`: the frame before it is lost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    pub(super) lsn: u64,
+    pub(super) prev_crc: Option<u32>,
+}
+
+/// A good frame.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) header: FrameHeader,
+    pub(super) position: u64,
+    pub(super) entries: Vec<Entry>,
+    /// Decompressed; only where it was verified.
+    pub(super) payload: Option<Vec<u8>>,
+}
+
+pub(super) struct Scanner<'a> {
+    disk: &'a mut dyn Disk,
+    superblock: Superblock,
+    window: AlignedBuf,
+    /// File, start and length of what the window holds.
+    held: Option<(u32, u64, usize)>,
+    pub(super) bytes_read: u64,
+}
+
+impl<'a> Scanner<'a> {
+    pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
+        Scanner { disk, superblock: *superblock, window: AlignedBuf::zeroed(WINDOW), held: None, bytes_read: 0 }
+    }
+
+    /// `bytes` bytes at `at`, of which the caller needs all. Reads up to `ahead` bytes.
+    fn bytes(&mut self, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<&[u8], String> {
+        let inside = self.held.filter(|(held, start, length)| {
+            *held == file && *start <= at && at + bytes as u64 <= start + *length as u64
+        });
+        let start = match inside {
+            Some((_, start, _)) => start,
+            None => {
+                self.fill(file, at, bytes, ahead)?;
+                at
+            }
+        };
+        let from = (at - start) as usize;
+        Ok(&self.window[from..from + bytes])
+    }
+
+    fn fill(&mut self, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<(), String> {
+        let end = self.superblock.segment_bytes;
+        if at + bytes as u64 > end {
+            return Err("it reaches beyond the segment".to_owned());
+        }
+        let least = blocks_up(bytes);
+        let most = least.max(ahead.min((end - at) as usize));
+        self.held = None;
+        for length in [most, least] {
+            if self.window.len() < length {
+                self.window = AlignedBuf::zeroed(length);
+            }
+            match self.disk.read(FileId::Segment(file), at, &mut self.window, length) {
+                Ok(()) => {
+                    self.bytes_read += length as u64;
+                    self.held = Some((file, at, length));
+                    return Ok(());
+                }
+                // A bad sector further on must not hide what lies before it.
+                Err(_) if length > least => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        unreachable!("the loop ends with a return")
+    }
+
+    /// The frame at `position`, if it is good.
+    pub(super) fn frame(&mut self, segment: &Segment, position: u64, expected: Expected, verify: bool) -> Result<Found, String> {
+        let found = self.intact(segment, position, verify)?;
+        if found.header.lsn != expected.lsn {
+            return Err(format!("frame {} is here instead", found.header.lsn));
+        }
+        if expected.prev_crc.is_some_and(|crc| crc != found.header.prev_crc) {
+            return Err("it is not chained to the frame before".to_owned());
+        }
+        Ok(found)
+    }
+
+    /// A frame that is good in itself and belongs to this life of the segment.
+    fn intact(&mut self, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
+        let ahead = if verify { WINDOW } else { WINDOW_HOP };
+        let first = self.bytes(segment.file, position, BLOCK, ahead)?;
+        let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
+        let head = self.bytes(segment.file, position, length, ahead)?;
+        let header = frame::decode_header(head)?;
+        let entries = header.directory(head)?;
+        self.belongs(segment, &header)?;
+        if position + header.frame_bytes() as u64 > self.superblock.segment_bytes {
+            return Err("it reaches beyond the segment".to_owned());
+        }
+        let payload = if verify {
+            let whole = self.bytes(segment.file, position, header.frame_bytes(), ahead)?;
+            Some(header.raw_payload(header.verified_payload(whole)?)?)
+        } else {
+            None
+        };
+        Ok(Found { header, position, entries, payload })
+    }
+
+    fn belongs(&self, segment: &Segment, header: &FrameHeader) -> Result<(), &'static str> {
+        if header.volume_id != self.superblock.volume_id {
+            return Err("it belongs to another volume");
+        }
+        if header.segment_sequence != segment.header.sequence {
+            return Err("it is of another life of this file");
+        }
+        if header.epoch > self.superblock.epoch {
+            return Err("it is of an epoch that never was");
+        }
+        Ok(())
+    }
+
+    /// The first frame from `position` on that is good in itself and has an LSN of at least `lsn` and below `limit`.
+    pub(super) fn find_next(&mut self, segment: &Segment, mut position: u64, lsn: u64, limit: u64) -> Option<Found> {
+        while position < self.superblock.segment_bytes {
+            if self.may_be_frame(segment, position)
+                && let Ok(found) = self.intact(segment, position, true)
+                && (lsn..limit).contains(&found.header.lsn)
+            {
+                return Some(found);
+            }
+            position += BLOCK as u64;
+        }
+        None
+    }
+
+    /// Whether any good frame from `position` on says that `lsn` was durable.
+    pub(super) fn proves(&mut self, segment: &Segment, mut position: u64, lsn: u64) -> bool {
+        while let Some(found) = self.find_next(segment, position, lsn, u64::MAX) {
+            if found.header.durable_lsn >= lsn {
+                return true;
+            }
+            position = found.position + BLOCK as u64;
+        }
+        false
+    }
+
+    /// Whether the block at `position` shows that frame `lsn` was begun there.
+    pub(super) fn has_remains(&mut self, segment: &Segment, position: u64, lsn: u64) -> bool {
+        let Ok(block) = self.bytes(segment.file, position, BLOCK, BLOCK) else { return false };
+        let found = frame::peek_header_bytes(block).is_some()
+            && crate::format::u64_at(block, 24) == lsn
+            && crate::format::u64_at(block, 32) == segment.header.sequence;
+        found || !block.starts_with(&[0; 8]) && frame::peek_header_bytes(block).is_none()
+    }
+
+    fn may_be_frame(&mut self, segment: &Segment, position: u64) -> bool {
+        let sequence = segment.header.sequence;
+        match self.bytes(segment.file, position, BLOCK, WINDOW) {
+            Ok(block) => frame::peek_header_bytes(block).is_some() && crate::format::u64_at(block, 32) == sequence,
+            Err(_) => false,
+        }
+    }
+
+    /// Reads a segment's snapshot and hands its records out; whether it was whole. The records before a damaged part are handed
+    /// out all the same, so try it with a sink that forgets first.
+    pub(super) fn snapshot(&mut self, segment: &Segment, each: &mut dyn FnMut(Item)) -> bool {
+        let header = &segment.header;
+        let mut expected = Expected { lsn: header.first_lsn, prev_crc: (!segment.repaired).then_some(header.prev_crc) };
+        let mut position = BLOCK as u64;
+        loop {
+            let Ok(found) = self.frame(segment, position, expected, true) else { return false };
+            let Some(payload) = &found.payload else { return false };
+            if !matches!(found.header.kind, FrameKind::Snapshot | FrameKind::SnapshotEnd) {
+                return false;
+            }
+            let mut rest = &payload[..];
+            while let Some(item) = Item::decode(&mut rest) {
+                match item {
+                    Ok(item) => each(item),
+                    Err(_) => return false,
+                }
+            }
+            if found.header.kind == FrameKind::SnapshotEnd {
+                return true;
+            }
+            expected = Expected { lsn: found.header.lsn + 1, prev_crc: Some(found.header.header_crc) };
+            position += found.header.frame_bytes() as u64;
+        }
+    }
+
+    /// Any frame of this volume in a file whose header is unreadable: the first good one tells whose life it is.
+    pub(super) fn any_frame(&mut self, file: u32) -> Option<Found> {
+        let mut position = BLOCK as u64;
+        while position < self.superblock.segment_bytes {
+            if let Ok(block) = self.bytes(file, position, BLOCK, WINDOW)
+                && let Some(length) = frame::peek_header_bytes(block)
+                && let Ok(head) = self.bytes(file, position, length, WINDOW)
+                && let Ok(header) = frame::decode_header(head)
+                && header.volume_id == self.superblock.volume_id
+                && header.epoch <= self.superblock.epoch
+                && header.segment_sequence >= self.superblock.first_sequence
+            {
+                return Some(Found { header, position, entries: Vec::new(), payload: None });
+            }
+            position += BLOCK as u64;
+        }
+        None
+    }
+}
+
+const _: () = assert!(header_bytes(0) <= BLOCK && WINDOW_HOP.is_multiple_of(BLOCK) && WINDOW.is_multiple_of(BLOCK));

@@ -1,0 +1,219 @@
+//! The superblock, and which segment file is which life.
+
+use super::scan::Scanner;
+use crate::config::LogConfig;
+use crate::core::Now;
+use crate::disk::{AlignedBuf, Disk, DiskError, FileId};
+use crate::format::segment::{HeaderBlock, SegmentHeader};
+use crate::format::superblock::{FORMAT_MAJOR, SLOTS, Slot, Superblock, VolumeState};
+use crate::format::{BLOCK, Uuid, uuid_text};
+use crate::report::{OpenError, RecoveryReport};
+
+/// A segment file with its life.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) file: u32,
+    pub(super) header: SegmentHeader,
+    /// The header was unreadable; this one was made up from a frame, so the chain into it is unknown.
+    pub(super) repaired: bool,
+}
+
+/// A volume's files, sorted out.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) superblock: Superblock,
+    pub(super) segments: Vec<Segment>,
+    pub(super) spares: Vec<u32>,
+    pub(super) unfinished: Vec<u32>,
+    pub(super) next_file: u32,
+}
+
+/// Reads or makes the superblock and sorts the segment files.
+pub(super) fn read(
+    disk: &mut dyn Disk,
+    config: &LogConfig,
+    now: Now,
+    fresh_ids: [Uuid; 2],
+    report: &mut RecoveryReport,
+) -> Result<Volume, OpenError> {
+    let files = disk.list_segments()?;
+    let superblock = match read_superblock(disk, report)? {
+        Some(superblock) => superblock,
+        None if files.is_empty() => {
+            report.created = true;
+            make(disk, config, now, fresh_ids)?
+        }
+        None if report.superblock_damaged => return Err(OpenError::SuperblockDamaged),
+        None => return Err(OpenError::SuperblockMissing),
+    };
+    if let Some(expected) = config.node_id
+        && expected != superblock.node_id
+    {
+        return Err(OpenError::ForeignNode { found: uuid_text(&superblock.node_id), expected: uuid_text(&expected) });
+    }
+    if superblock.state == VolumeState::Fenced && !config.accept_fenced {
+        return Err(OpenError::Fenced);
+    }
+    report.clean = superblock.state == VolumeState::Closed;
+    let next_file = files.last().map_or(0, |last| last + 1);
+    let mut volume = Volume { superblock, segments: Vec::new(), spares: Vec::new(), unfinished: Vec::new(), next_file };
+    let mut unknown = Vec::new();
+    let mut empty = Vec::new();
+    for file in files {
+        sort_file(disk, file, &mut volume, &mut unknown, &mut empty)?;
+    }
+    find_lives(disk, &mut volume, unknown, report);
+    volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    if check_order(&volume, report).is_err() {
+        // A header may also have been lost to zeros.
+        find_lives(disk, &mut volume, std::mem::take(&mut empty), report);
+        volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    }
+    volume.spares.extend(empty);
+    volume.spares.sort_unstable();
+    check_order(&volume, report)?;
+    Ok(volume)
+}
+
+/// The valid slot with the higher generation.
+fn read_superblock(disk: &mut dyn Disk, report: &mut RecoveryReport) -> Result<Option<Superblock>, OpenError> {
+    let mut best: Option<Superblock> = None;
+    let Some(size) = disk.size(FileId::Superblock)? else { return Ok(None) };
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    for slot in 0..SLOTS {
+        let at = slot * BLOCK as u64;
+        let decoded = if size < at + BLOCK as u64 {
+            Slot::Empty
+        } else {
+            match disk.read(FileId::Superblock, at, &mut block, BLOCK) {
+                Ok(()) => Superblock::decode(&block[..BLOCK]),
+                Err(DiskError::Io { .. } | DiskError::Short { .. }) => Slot::Damaged,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        match decoded {
+            Slot::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+            Slot::Good(superblock) if best.is_none_or(|best| superblock.generation > best.generation) => best = Some(superblock),
+            Slot::Good(_) => {}
+            Slot::Empty | Slot::Damaged => report.superblock_damaged = true,
+        }
+    }
+    Ok(best)
+}
+
+/// A new volume. Its superblock is durable before there is any segment, so segments without one mean that it was lost.
+fn make(disk: &mut dyn Disk, config: &LogConfig, now: Now, fresh_ids: [Uuid; 2]) -> Result<Superblock, OpenError> {
+    crate::core::Limits::new(config, config.segment_bytes)?;
+    let mut superblock = Superblock {
+        node_id: config.node_id.unwrap_or(fresh_ids[0]),
+        volume_id: fresh_ids[1],
+        generation: 0,
+        epoch: 0,
+        durable_lsn: 0,
+        segment_bytes: config.segment_bytes,
+        created_ms: now.wall_ms,
+        state: VolumeState::Closed,
+        first_sequence: 1,
+        last_sequence: 0,
+    };
+    for _ in 0..SLOTS {
+        superblock.generation += 1;
+        disk.write_now(FileId::Superblock, superblock.slot_at(), &superblock.encode(), BLOCK)?;
+    }
+    Ok(superblock)
+}
+
+fn sort_file(
+    disk: &mut dyn Disk,
+    file: u32,
+    volume: &mut Volume,
+    unknown: &mut Vec<u32>,
+    empty: &mut Vec<u32>,
+) -> Result<(), OpenError> {
+    let superblock = &volume.superblock;
+    let size = disk.size(FileId::Segment(file))?.unwrap_or(0);
+    let whole = size == superblock.segment_bytes;
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    let header = if size < BLOCK as u64 {
+        HeaderBlock::Empty
+    } else {
+        match disk.read(FileId::Segment(file), 0, &mut block, BLOCK) {
+            Ok(()) => SegmentHeader::decode(&block[..BLOCK]),
+            Err(DiskError::Io { .. } | DiskError::Short { .. }) => HeaderBlock::Damaged,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    match header {
+        HeaderBlock::Good(header) => {
+            if header.volume_id != superblock.volume_id {
+                let (found, expected) = (uuid_text(&header.volume_id), uuid_text(&superblock.volume_id));
+                return Err(OpenError::ForeignSegment { file, found, expected });
+            }
+            if header.epoch > superblock.epoch {
+                return Err(OpenError::FutureEpoch { file, epoch: header.epoch, known: superblock.epoch });
+            }
+            if header.sequence >= superblock.first_sequence {
+                let same = volume.segments.iter().find(|segment| segment.header.sequence == header.sequence);
+                if let Some(first) = same {
+                    return Err(OpenError::DoubledSegment { sequence: header.sequence, first: first.file, second: file });
+                }
+                volume.segments.push(Segment { file, header, repaired: false });
+            } else if whole {
+                volume.spares.push(file);
+            } else {
+                volume.unfinished.push(file);
+            }
+        }
+        HeaderBlock::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+        // A zero-fill that was cut short; never a file that holds frames, those are whole.
+        _ if !whole => volume.unfinished.push(file),
+        HeaderBlock::Empty => empty.push(file),
+        HeaderBlock::Damaged => unknown.push(file),
+    }
+    Ok(())
+}
+
+/// Files without a readable header: a frame inside may say which life they are; otherwise they are spares.
+fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) {
+    let superblock = volume.superblock;
+    for file in files {
+        let found = Scanner::new(disk, &superblock).any_frame(file).map(|found| found.header);
+        let taken = |sequence| volume.segments.iter().any(|segment| segment.header.sequence == sequence);
+        match found.filter(|frame| !taken(frame.segment_sequence)) {
+            Some(frame) => {
+                report.headers_repaired += 1;
+                let header = SegmentHeader {
+                    volume_id: frame.volume_id,
+                    sequence: frame.segment_sequence,
+                    epoch: frame.epoch,
+                    first_lsn: frame.lsn,
+                    prev_crc: frame.prev_crc,
+                    durable_lsn: frame.durable_lsn,
+                    opened_ms: frame.written_ms,
+                };
+                volume.segments.push(Segment { file, header, repaired: true });
+            }
+            None => volume.spares.push(file),
+        }
+    }
+}
+
+/// From the first segment the superblock names to the last one it knows, none may be missing.
+fn check_order(volume: &Volume, report: &RecoveryReport) -> Result<(), OpenError> {
+    let superblock = &volume.superblock;
+    let mut expected = match volume.segments.first() {
+        // With one slot damaged the other may be older: what it calls the first segment may have been recycled since.
+        Some(first) if report.superblock_damaged => first.header.sequence,
+        _ => superblock.first_sequence,
+    };
+    for segment in &volume.segments {
+        if segment.header.sequence != expected {
+            return Err(OpenError::MissingSegment { sequence: expected });
+        }
+        expected += 1;
+    }
+    if expected <= superblock.last_sequence {
+        return Err(OpenError::MissingSegment { sequence: expected });
+    }
+    Ok(())
+}
