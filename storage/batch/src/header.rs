@@ -118,12 +118,6 @@ impl BatchHeader {
         if self.producer_id >= 0 && self.base_sequence < 0 {
             return Err(BatchError::BadField { field: "base_sequence", value: self.base_sequence.into() });
         }
-        if self.base_timestamp < -1 {
-            return Err(BatchError::BadField { field: "base_timestamp", value: self.base_timestamp });
-        }
-        if self.max_timestamp < -1 {
-            return Err(BatchError::BadField { field: "max_timestamp", value: self.max_timestamp });
-        }
         Ok(())
     }
 

@@ -213,6 +213,16 @@ fn malformed_records_are_found() {
     assert_eq!(reason(&with(|b| b[84] = 0)), (1, "bytes follow its last header"));
     assert_eq!(reason(&with(|b| b[85] = 1)), (1, "a header of it is malformed"), "null header name");
     assert_eq!(reason(&with(|b| b[63] = 12)), (0, "its timestamp is later than the batch's max_timestamp"));
+    let before_1970 = with(|b| {
+        b[27..43].fill(0); // base and max timestamp
+        b[74] = 9; // 5 ms before the first
+    });
+    assert_eq!(reason(&before_1970), (1, "its timestamp is negative"));
+    let overflow = with(|b| {
+        b[27..35].copy_from_slice(&(i64::MAX - 2).to_be_bytes());
+        b[35..43].copy_from_slice(&i64::MAX.to_be_bytes());
+    });
+    assert_eq!(reason(&overflow), (1, "its timestamp overflows"));
     let trailing = with(|b| {
         b.push(0);
         let length = (b.len() - 12) as i32;
