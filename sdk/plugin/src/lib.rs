@@ -41,6 +41,7 @@ mod error;
 #[allow(unsafe_code)] // the canonical ABI passes pointers: all of them are here
 pub mod guest;
 pub mod instance;
+pub mod json;
 pub mod log;
 mod names;
 mod out;
@@ -57,6 +58,8 @@ pub use payload::{Buffer, IntoKey, Json, Payload, SourceKey, WriteWith, write_wi
 pub use plugin::{NoConfig, Plugin};
 pub use record::Record;
 pub use table::Table;
+#[doc(no_inline)]
+pub use serde_json;
 pub use weir_plugin_macros::plugin;
 
 /// What most plugins import.
