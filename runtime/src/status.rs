@@ -1,0 +1,107 @@
+//! What the node says about itself: `weir status`, as JSON.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use weir_storage::{LogStats, RecoveryReport};
+
+use crate::broker::Broker;
+use crate::config::Config;
+
+/// Topics listed one by one; the count is always told.
+const TOPICS_LISTED_MAX: usize = 1_000;
+
+/// The node's identity and what it found at its start.
+#[derive(Debug)]
+pub struct NodeStatus {
+    name: String,
+    node_id: [u8; 16],
+    started: Instant,
+    recovery: Value,
+    broker: Arc<Broker>,
+}
+
+impl NodeStatus {
+    /// Takes down what does not change.
+    pub fn new(config: &Config, node_id: [u8; 16], recovery: &RecoveryReport, broker: Arc<Broker>) -> NodeStatus {
+        NodeStatus { name: config.node.name.clone(), node_id, started: Instant::now(), recovery: recovery_json(recovery), broker }
+    }
+
+    /// The identity of the node's volume.
+    pub fn node_id(&self) -> [u8; 16] {
+        self.node_id
+    }
+
+    /// Everything, now.
+    pub fn json(&self) -> Value {
+        let (topics, pipelines) = self.broker.inventory();
+        let connections = self.broker.metrics().connections.get();
+        let listed: Vec<Value> = topics.iter().take(TOPICS_LISTED_MAX).map(|topic| self.topic_json(topic)).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "name": self.name,
+            "node_id": uuid::Uuid::from_bytes(self.node_id).to_string(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "connections": connections,
+            "ready": self.broker.log().stats().failed.is_none(),
+            "recovery": self.recovery,
+            "log": log_json(&self.broker.log().stats()),
+            "topics_total": topics.len(),
+            "topics": listed,
+            "pipelines": pipelines,
+        })
+    }
+
+    fn topic_json(&self, topic: &crate::broker::Topic) -> Value {
+        let mut records = 0;
+        for partition in 0..topic.partition_count() {
+            if let Ok(bounds) = self.broker.bounds(topic, partition) {
+                records += bounds.high_watermark - bounds.start;
+            }
+        }
+        json!({ "topic": &*topic.name, "partitions": topic.partition_count(), "records": records })
+    }
+}
+
+fn recovery_json(report: &RecoveryReport) -> Value {
+    json!({
+        "created": report.created,
+        "clean": report.clean,
+        "epoch": report.epoch,
+        "segments": report.segments,
+        "frames": report.frames,
+        "bytes": report.bytes,
+        "last_lsn": report.last_lsn.0,
+        "torn_tail": report.torn_tail,
+        "damaged_ranges": report.damage.len(),
+        "gaps": report.gaps_total,
+        "meta_damaged": report.meta_damaged,
+        "superblock_damaged": report.superblock_damaged,
+        "partitions": report.partitions,
+        "producers": report.producers,
+    })
+}
+
+fn log_json(stats: &LogStats) -> Value {
+    json!({
+        "durable_lsn": stats.durable_lsn,
+        "frames": stats.frames,
+        "appends": stats.appends,
+        "records": stats.records,
+        "batch_bytes": stats.batch_bytes,
+        "written_bytes": stats.written_bytes,
+        "duplicates": stats.duplicates,
+        "queue_depth": stats.queue_depth,
+        "write_p50_us": stats.write_latency.quantile_us(0.5),
+        "write_p99_us": stats.write_latency.quantile_us(0.99),
+        "write_max_us": stats.write_latency.max_us,
+        "segments": stats.segments,
+        "spare_segments": stats.spares,
+        "partitions": stats.partitions,
+        "meta_bytes": stats.meta_bytes,
+        "index_entries": stats.index_entries,
+        "disk_full": stats.disk_full,
+        "failed": stats.failed,
+    })
+}
