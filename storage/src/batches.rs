@@ -5,7 +5,7 @@ use weir_batch::HEADER_BYTES;
 
 /// One batch among several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// Where it starts.
     pub at: usize,
     /// Its length.
@@ -15,7 +15,7 @@ pub struct Span {
 }
 
 /// Spans of consecutive batches; `None` once, where one makes no sense.
-pub fn split(bytes: &[u8]) -> impl Iterator<Item = Option<Span>> {
+pub(crate) fn split(bytes: &[u8]) -> impl Iterator<Item = Option<Span>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         if at >= bytes.len() {
@@ -36,7 +36,7 @@ fn span_at(bytes: &[u8], at: usize) -> Option<Span> {
 }
 
 /// Base offset of a stored batch.
-pub fn base_offset(batch: &[u8]) -> i64 {
+pub(crate) fn base_offset(batch: &[u8]) -> i64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&batch[..8]);
     i64::from_be_bytes(bytes)

@@ -11,7 +11,9 @@ pub mod config;
 pub mod core;
 pub mod disk;
 pub mod format;
+mod lock;
 mod log;
+mod read;
 pub mod recovery;
 pub mod report;
 pub mod stats;
@@ -21,7 +23,9 @@ pub mod view;
 
 pub use config::LogConfig;
 pub use disk::BackendChoice;
-pub use log::{CommitListener, Log, LogHandle, ReadReply, TimestampReply};
+pub use disk::DiskProbe;
+pub use log::{CommitListener, Log, LogHandle};
+pub use read::{ReadReply, TimestampReply};
 pub use report::{Damage, Gap, LogError, OpenError, RecoveryReport};
 pub use stats::{Latency, LogStats};
 pub use types::{

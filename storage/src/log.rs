@@ -1,93 +1,383 @@
-//! The log as its users hold it.
+//! The log as its users hold it, and the thread that drives the core over a disk.
+//!
+//! [`LogHandle::submit`] pushes into a queue and wakes the thread only if it sleeps. The thread takes the whole queue at once, lets
+//! the core work, hands its operations to the disk, and answers each sink once per commit.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::LogConfig;
+use crate::core::{Engine, Now, Output};
+use crate::disk::{self, Disk, DiskCompletion, DiskProbe, OpenedDisk, Waker};
+use crate::lock::{DirLock, sync_files};
+use crate::read::{ReadPath, ReadReply, TimestampReply};
+use crate::recovery::recover;
 use crate::report::{LogError, OpenError, RecoveryReport};
 use crate::stats::LogStats;
+use crate::table::NumberMap;
 use crate::types::*;
+use crate::view::View;
 
-/// What a read answers with.
-pub type ReadReply = Box<dyn FnOnce(Result<ReadChunk, ReadError>) + Send>;
-/// What a search by time answers with: offset and timestamp of the first record that is not older.
-pub type TimestampReply = Box<dyn FnOnce(Result<Option<(i64, i64)>, ReadError>) + Send>;
 /// Told which partitions' high watermark rose.
 pub type CommitListener = Box<dyn Fn(&[PartitionId]) + Send + Sync>;
 
-/// Owns the log thread and the background reader.
-pub struct Log {}
+type Sink = Arc<dyn CompletionSink>;
+
+/// What the thread answers to.
+struct Ticket {
+    sink: Sink,
+    tag: u64,
+}
+
+struct Waiting {
+    append: Append,
+    ticket: Ticket,
+}
+
+/// Shared between handles and the log thread.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// The thread sleeps, or is about to: a push must wake it.
+    asleep: AtomicBool,
+    waker: Waker,
+    view: Arc<View>,
+    reads: Arc<ReadPath>,
+    listeners: RwLock<Vec<CommitListener>>,
+    probe: DiskProbe,
+}
+
+#[derive(Default)]
+struct Queue {
+    appends: Vec<Waiting>,
+    stopping: bool,
+    closed: bool,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing in here panics half-way, so a poisoned lock still guards a sound queue.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            self.waker.wake();
+        }
+    }
+}
+
+/// Owns the log thread and the background reader. Dropping it shuts down like [`Log::shutdown`], but only logs an error.
+pub struct Log {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<(), LogError>>>,
+}
 
 impl Log {
     /// Opens or makes the volume in `config.dir`, recovers it and starts the log thread.
     pub fn open(config: LogConfig) -> Result<(Log, RecoveryReport), OpenError> {
-        Err(OpenError::BadConfig(format!("{} cannot be opened by this build", config.dir.display())))
+        let lock = DirLock::acquire(&config.dir)?;
+        let OpenedDisk { mut disk, reader, probe } = disk::open(&config.dir, config.backend)?;
+        sync_files(&config.dir)?;
+        let clock = Clock::new();
+        let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];
+        let (limits, opening, report) = recover(disk.as_mut(), &config, clock.now(), fresh_ids)?;
+        log_report(&report);
+        let engine = Engine::new(limits, opening);
+        let view = Arc::clone(engine.view());
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            asleep: AtomicBool::new(false),
+            waker: disk.waker(),
+            reads: Arc::new(ReadPath::new(Arc::clone(&view), reader, report.volume_id)),
+            view,
+            listeners: RwLock::default(),
+            probe,
+        });
+        let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), _lock: lock };
+        let spawned = std::thread::Builder::new().name("weir-log".to_owned()).spawn(move || driver.run());
+        let thread =
+            spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
+        Ok((Log { shared, thread: Some(thread) }, report))
     }
 
     /// For everybody who appends or reads.
     pub fn handle(&self) -> LogHandle {
-        LogHandle {}
+        LogHandle { shared: Arc::clone(&self.shared) }
     }
 
-    /// Drains, makes the last frame provable, marks the volume as closed.
-    pub fn shutdown(self) -> Result<(), LogError> {
-        Ok(())
+    /// Drains what was submitted, makes the last frame provable, marks the volume as closed.
+    pub fn shutdown(mut self) -> Result<(), LogError> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Result<(), LogError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.shared.queue().stopping = true;
+        self.shared.waker.wake();
+        thread.join().unwrap_or(Err(LogError::Panicked))
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "the log did not shut down cleanly");
+        }
+    }
+}
+
+fn log_report(report: &RecoveryReport) {
+    tracing::info!(
+        epoch = report.epoch,
+        last_lsn = report.last_lsn.0,
+        segments = report.segments,
+        frames = report.frames,
+        partitions = report.partitions,
+        clean = report.clean,
+        torn_tail = report.torn_tail,
+        "log recovered"
+    );
+    for gap in &report.gaps {
+        tracing::error!(partition = gap.partition.0, from = gap.from, to = gap.to, "records were damaged on disk and are lost");
     }
 }
 
 /// A way to the log, cheap to clone.
 #[derive(Clone)]
-pub struct LogHandle {}
+pub struct LogHandle {
+    shared: Arc<Shared>,
+}
 
 impl LogHandle {
     /// Queues an append. Never blocks: the caller bounds its bytes in flight. The answer goes to `sink` with `tag`.
     pub fn submit(&self, append: Append, tag: u64, sink: &Arc<dyn CompletionSink>) {
-        drop(append);
-        sink.complete(&mut vec![(tag, Outcome::Refused(AppendError::ShuttingDown))]);
+        let mut queue = self.shared.queue();
+        if queue.closed || queue.stopping {
+            drop(queue);
+            return sink.complete(&mut vec![(tag, Outcome::Refused(AppendError::ShuttingDown))]);
+        }
+        queue.appends.push(Waiting { append, ticket: Ticket { sink: Arc::clone(sink), tag } });
+        drop(queue);
+        self.shared.wake();
     }
 
     /// Appends and waits. Not for executor threads.
     pub fn append_blocking(&self, append: Append) -> Outcome {
-        drop(append);
-        Outcome::Refused(AppendError::ShuttingDown)
+        let once = Arc::new(Once::default());
+        let sink: Sink = Arc::<Once>::clone(&once);
+        self.submit(append, 0, &sink);
+        once.wait()
     }
 
     /// Durable offsets of a partition.
-    pub fn bounds(&self, _partition: PartitionId) -> Option<PartitionBounds> {
-        None
+    pub fn bounds(&self, partition: PartitionId) -> Option<PartitionBounds> {
+        self.shared.view.tables().bounds(partition)
     }
 
     /// Reads: inline from memory at the tail, else by the background reader.
-    pub fn read(&self, _request: ReadRequest, reply: ReadReply) {
-        reply(Err(ReadError::UnknownPartition));
+    pub fn read(&self, request: ReadRequest, reply: ReadReply) {
+        self.shared.reads.read(request, reply);
     }
 
     /// Offset and timestamp of the first record at or after `timestamp_ms`.
-    pub fn offset_for_timestamp(&self, _partition: PartitionId, _timestamp_ms: i64, reply: TimestampReply) {
-        reply(Err(ReadError::UnknownPartition));
+    pub fn offset_for_timestamp(&self, partition: PartitionId, timestamp_ms: i64, reply: TimestampReply) {
+        self.shared.reads.offset_for_timestamp(partition, timestamp_ms, reply);
     }
 
     /// Durable state of a producer's lane.
-    pub fn producer(&self, _key: ProducerKey) -> Option<ProducerState> {
-        None
+    pub fn producer(&self, key: ProducerKey) -> Option<ProducerState> {
+        self.shared.view.producers().get(&key).copied()
     }
 
     /// Durable value of a metadata key.
-    pub fn meta(&self, _key: &[u8]) -> Option<Vec<u8>> {
-        None
+    pub fn meta(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.shared.view.meta().get(key).cloned()
     }
 
     /// All durable metadata whose key starts with `prefix`, in order of the keys.
-    pub fn meta_scan(&self, _prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-        Vec::new()
+    pub fn meta_scan(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let meta = self.shared.view.meta();
+        let from = meta.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
+        from.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// Calls `listener` from the log thread after each commit, with the partitions that grew.
     pub fn on_commit(&self, listener: CommitListener) {
-        drop(listener);
+        self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
     }
 
     /// Counters.
     pub fn stats(&self) -> LogStats {
-        LogStats::default()
+        let mut stats = self.shared.view.stats_mut().clone();
+        self.shared.view.reads.add_to(&mut stats);
+        stats
+    }
+
+    /// What the disk and the kernel offer.
+    pub fn probe(&self) -> &DiskProbe {
+        &self.shared.probe
+    }
+}
+
+/// The sink of one blocking append.
+#[derive(Default)]
+struct Once {
+    outcome: Mutex<Option<Outcome>>,
+    arrived: Condvar,
+}
+
+impl Once {
+    fn wait(&self) -> Outcome {
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(outcome) = outcome.take() {
+                return outcome;
+            }
+            outcome = self.arrived.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl CompletionSink for Once {
+    fn complete(&self, outcomes: &mut Vec<(u64, Outcome)>) {
+        if let Some((_, outcome)) = outcomes.pop() {
+            *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            self.arrived.notify_all();
+        }
+    }
+}
+
+/// The two clocks of the core.
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        Clock { start: Instant::now() }
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { monotonic: self.start.elapsed(), wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+/// The log thread.
+struct Driver {
+    engine: Engine<Ticket>,
+    disk: Box<dyn Disk>,
+    shared: Arc<Shared>,
+    clock: Clock,
+    sinks: Grouped,
+    _lock: DirLock,
+}
+
+impl Driver {
+    fn run(mut self) -> Result<(), LogError> {
+        // However this thread ends, nobody may wait for it in vain.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        let left = {
+            let mut queue = self.shared.queue();
+            queue.closed = true;
+            std::mem::take(&mut queue.appends)
+        };
+        for Waiting { ticket, .. } in left {
+            ticket.sink.complete(&mut vec![(ticket.tag, Outcome::Refused(AppendError::ShuttingDown))]);
+        }
+        match result {
+            Ok(()) => self.engine.failed().map_or(Ok(()), |reason| Err(LogError::Failed(reason.to_owned()))),
+            Err(_) => Err(LogError::Panicked),
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut appends = Vec::new();
+        let mut completions: Vec<DiskCompletion> = Vec::new();
+        let mut out = Output::default();
+        while !self.engine.is_closed() || !self.shared.queue().stopping {
+            let stopping = self.take_queue(&mut appends);
+            for Waiting { append, ticket } in appends.drain(..) {
+                self.engine.submit(append, ticket, &mut out);
+            }
+            if stopping {
+                self.engine.begin_shutdown();
+            }
+            self.engine.step(self.clock.now(), &mut completions, &mut out);
+            for (id, op) in out.ops.drain(..) {
+                self.disk.submit(id, op);
+            }
+            self.deliver(&mut out);
+            if !self.engine.is_closed() || !stopping {
+                self.sleep(&mut completions);
+            }
+        }
+    }
+
+    fn take_queue(&self, appends: &mut Vec<Waiting>) -> bool {
+        let mut queue = self.shared.queue();
+        std::mem::swap(&mut queue.appends, appends);
+        queue.stopping
+    }
+
+    fn deliver(&mut self, out: &mut Output<Ticket>) {
+        if !out.risen.is_empty() {
+            for listener in self.shared.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
+                listener(&out.risen);
+            }
+            out.risen.clear();
+        }
+        for (ticket, outcome) in out.outcomes.drain(..) {
+            self.sinks.add(ticket, outcome);
+        }
+        self.sinks.complete_all();
+    }
+
+    /// Waits for the disk, a submission, or the moment the core wants to be called again.
+    fn sleep(&mut self, completions: &mut Vec<DiskCompletion>) {
+        let wake_in = self.engine.next_wake().map(|at| at.saturating_sub(self.clock.start.elapsed()));
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        // A push before the flag was seen did not wake: look once more.
+        let queue = self.shared.queue();
+        let wait = if queue.appends.is_empty() && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
+        drop(queue);
+        self.disk.poll(wait, completions);
+        self.shared.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Outcomes of one step, by sink, so that each is called once. The vectors are used again.
+#[derive(Default)]
+struct Grouped {
+    by_sink: NumberMap<usize, usize>,
+    groups: Vec<(Option<Sink>, Vec<(u64, Outcome)>)>,
+    used: usize,
+}
+
+impl Grouped {
+    fn add(&mut self, ticket: Ticket, outcome: Outcome) {
+        let address = Arc::as_ptr(&ticket.sink).cast::<()>().addr();
+        let at = *self.by_sink.entry(address).or_insert(self.used);
+        if at == self.used {
+            self.used += 1;
+            if self.groups.len() < self.used {
+                self.groups.push((None, Vec::new()));
+            }
+            self.groups[at].0 = Some(ticket.sink);
+        }
+        self.groups[at].1.push((ticket.tag, outcome));
+    }
+
+    fn complete_all(&mut self) {
+        self.by_sink.clear();
+        for (sink, outcomes) in &mut self.groups[..self.used] {
+            if let Some(sink) = sink.take() {
+                sink.complete(outcomes);
+            }
+            outcomes.clear();
+        }
+        self.used = 0;
     }
 }

@@ -36,6 +36,10 @@ pub struct Damage {
 pub struct RecoveryReport {
     /// The directory was empty and a new volume was made.
     pub created: bool,
+    /// Node the volume belongs to.
+    pub node_id: [u8; 16],
+    /// The volume.
+    pub volume_id: [u8; 16],
     /// The last run ended with a shutdown.
     pub clean: bool,
     /// Epoch of this opening.

@@ -196,9 +196,9 @@ impl Tables {
     pub fn thin(&mut self, below: u32) {
         let mut left = 0;
         for (_, partition) in self.partitions.iter_mut() {
-            partition.index.dedup_by(|entry, kept| {
-                entry.position.sequence < below && entry.position.sequence == kept.position.sequence
-            });
+            partition
+                .index
+                .dedup_by(|entry, kept| entry.position.sequence < below && entry.position.sequence == kept.position.sequence);
             partition.index.shrink_to_fit();
             left += partition.index.len();
         }
@@ -229,13 +229,15 @@ pub struct CachedFrame {
     payload: Bytes,
     /// In order of partition and offset.
     slices: Box<[Slice]>,
+    /// Blocks of the whole frame on disk: where the next one starts.
+    pub blocks: u32,
 }
 
 impl CachedFrame {
     /// Takes the slices in any order.
-    pub fn new(payload: Bytes, mut slices: Vec<Slice>) -> CachedFrame {
+    pub fn new(payload: Bytes, mut slices: Vec<Slice>, blocks: u32) -> CachedFrame {
         slices.sort_unstable_by_key(|slice| (slice.partition, slice.base_offset));
-        CachedFrame { payload, slices: slices.into_boxed_slice() }
+        CachedFrame { payload, slices: slices.into_boxed_slice(), blocks }
     }
 
     /// A partition's entries, in order of their offsets.
@@ -422,7 +424,7 @@ mod tests {
     fn the_frame_cache_stays_within_its_bytes() {
         let mut cache = FrameCache::new(5000);
         for block in 0..100 {
-            cache.insert(at(1, block), Arc::new(CachedFrame::new(Bytes::from(vec![0; 1000]), Vec::new())));
+            cache.insert(at(1, block), Arc::new(CachedFrame::new(Bytes::from(vec![0; 1000]), Vec::new(), 1)));
             assert!(cache.bytes() <= 5000);
         }
         assert!(cache.get(at(1, 99)).is_some() && cache.get(at(1, 0)).is_none());

@@ -53,7 +53,13 @@ impl FrameCompressor {
         let mut packed = pool.take(whole);
         let room = whole - BLOCK;
         let stored = (room > directory_end)
-            .then(|| self.zstd.0.as_mut()?.compress_to_buffer(&raw[directory_end..directory_end + payload], &mut packed[directory_end..room]).ok())
+            .then(|| {
+                self.zstd
+                    .0
+                    .as_mut()?
+                    .compress_to_buffer(&raw[directory_end..directory_end + payload], &mut packed[directory_end..room])
+                    .ok()
+            })
             .flatten();
         match stored {
             Some(stored) => {
@@ -125,7 +131,12 @@ impl<T> Engine<T> {
     }
 
     /// Header of a new segment and the first part of its snapshot, in one write.
-    pub(super) fn write_segment_start(&mut self, header: &crate::format::segment::SegmentHeader, part: &[u8], out: &mut Output<T>) {
+    pub(super) fn write_segment_start(
+        &mut self,
+        header: &crate::format::segment::SegmentHeader,
+        part: &[u8],
+        out: &mut Output<T>,
+    ) {
         let built = self.build_snapshot_part(part);
         let mut buf = self.pool.take(BLOCK + built.bytes);
         header.encode(&mut buf);
@@ -133,7 +144,11 @@ impl<T> Engine<T> {
         let active = self.active.as_mut().expect("rolled to");
         assert_eq!(active.at, 0, "a segment starts with its header");
         let last = self.snapshot_parts.is_empty();
-        self.send(Built { buf: Arc::new(buf), bytes: BLOCK + built.bytes, payload: Bytes::new() }, Writing::Snapshot { last }, out);
+        self.send(
+            Built { buf: Arc::new(buf), bytes: BLOCK + built.bytes, payload: Bytes::new() },
+            Writing::Snapshot { last },
+            out,
+        );
     }
 
     /// Directory and payload lie in `raw`: compresses, seals, and chains the frame.
@@ -305,7 +320,7 @@ impl Layout<'_> {
 }
 
 /// Where the batches of a stored entry lie.
-pub(super) fn slice_of(entry: &Entry) -> Slice {
+pub(crate) fn slice_of(entry: &Entry) -> Slice {
     Slice {
         partition: PartitionId(entry.partition),
         base_offset: entry.base_offset,

@@ -22,7 +22,7 @@ impl<T> Engine<T> {
             Writing::Watermark => self.grow_segment(&mut self.view.tables_mut(), end_block),
             Writing::Data { group, payload, slices } => {
                 // In the cache before the index names it, so that a reader at the tail never goes to the disk for it.
-                let cached = Arc::new(CachedFrame::new(payload, slices));
+                let cached = Arc::new(CachedFrame::new(payload, slices, (frame.bytes / BLOCK) as u32));
                 self.view.tail_mut().insert(frame.position, cached);
                 self.show(&group, frame.position, end_block, out);
                 self.answer(group, frame.lsn, out);

@@ -53,7 +53,10 @@ impl<T> Engine<T> {
         let max = self.limits.frame_bytes_max;
         let bytes = frame_bytes(size.entries, size.payload_bytes);
         if bytes > max || size.records > RECORDS_PER_FRAME_MAX {
-            return Err(AppendError::TooLarge { bytes: (header_bytes(size.entries) + size.payload_bytes) as u64, max: max as u64 });
+            return Err(AppendError::TooLarge {
+                bytes: (header_bytes(size.entries) + size.payload_bytes) as u64,
+                max: max as u64,
+            });
         }
         if let Some(op_bytes) = append.meta.iter().map(super::build::meta_op_bytes).find(|bytes| *bytes > max / 2) {
             // A snapshot part must hold it, with its own overhead.
@@ -131,14 +134,21 @@ impl<T> Engine<T> {
             let (bytes, max) = (meta_bytes as u64, self.limits.meta_bytes_max as u64);
             return Err(AppendError::MetaFull { what: "metadata", bytes, max });
         }
-        let opens = append.partitions.iter().filter(|op| matches!(op, PartitionOp::Open(id) if self.partitions.get(*id).is_none()));
+        let opens =
+            append.partitions.iter().filter(|op| matches!(op, PartitionOp::Open(id) if self.partitions.get(*id).is_none()));
         let partitions = opens.count();
         let producers = usize::from(append.mark.is_some_and(|mark| !self.producers.contains_key(&mark.key)))
             .min(self.limits.producers_max.saturating_sub(self.producers.len()));
         let more = grown.max(0) as usize + keys * META_BYTES + partitions * PARTITION_BYTES + producers * PRODUCER_BYTES_MAX;
         let (bytes, max) = (self.state_bytes() + more, self.limits.state_bytes_max());
         if more > 0 && bytes > max {
-            let what = if producers > 0 { "producers" } else if partitions > 0 { "partitions" } else { "metadata" };
+            let what = if producers > 0 {
+                "producers"
+            } else if partitions > 0 {
+                "partitions"
+            } else {
+                "metadata"
+            };
             return Err(AppendError::MetaFull { what, bytes: bytes as u64, max: max as u64 });
         }
         Ok(())
@@ -295,8 +305,12 @@ impl<T> Engine<T> {
         }
         let durable = self.group_durable;
         let idle = |producer: &Producer| producer.batches.back().is_none_or(|(_, group)| *group <= durable);
-        let mut lanes: Vec<_> =
-            self.producers.iter().filter(|(_, producer)| idle(producer)).map(|(key, producer)| (producer.last_lsn, *key)).collect();
+        let mut lanes: Vec<_> = self
+            .producers
+            .iter()
+            .filter(|(_, producer)| idle(producer))
+            .map(|(key, producer)| (producer.last_lsn, *key))
+            .collect();
         lanes.sort_unstable();
         lanes.truncate((self.limits.producers_max / 16).max(1));
         let mut shown = self.view.producers_mut();

@@ -32,7 +32,7 @@ use crate::table::{NumberMap, PartitionMap};
 use crate::types::{Append, AppendError, BaseOffsets, Outcome, PartitionId, ProducerKey};
 use crate::view::{Position, Slice, View};
 
-pub(crate) use build::decode_meta_ops;
+pub(crate) use build::{decode_meta_ops, slice_of};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
@@ -71,7 +71,8 @@ impl Limits {
     /// Takes them from the configuration. `segment_bytes` is the volume's, once it exists.
     pub fn new(config: &LogConfig, segment_bytes: u64) -> Result<Limits, OpenError> {
         let bad = |reason: &str| Err(OpenError::BadConfig(reason.to_owned()));
-        if segment_bytes < SEGMENT_BYTES_MIN || !segment_bytes.is_multiple_of(BLOCK as u64) || segment_bytes > SEGMENT_BYTES_LIMIT {
+        if segment_bytes < SEGMENT_BYTES_MIN || !segment_bytes.is_multiple_of(BLOCK as u64) || segment_bytes > SEGMENT_BYTES_LIMIT
+        {
             return bad("segment_bytes must be a multiple of 4096 from 128 KiB to 4 GiB");
         }
         if config.spare_segments == 0 {
@@ -238,9 +239,15 @@ struct InFlight<T> {
 #[derive(Debug)]
 enum Writing<T> {
     /// Segment header and first part of the snapshot, or a later part.
-    Snapshot { last: bool },
+    Snapshot {
+        last: bool,
+    },
     Watermark,
-    Data { group: Group<T>, payload: Bytes, slices: Vec<Slice> },
+    Data {
+        group: Group<T>,
+        payload: Bytes,
+        slices: Vec<Slice>,
+    },
 }
 
 /// Where stopping stands.

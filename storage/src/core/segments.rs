@@ -90,7 +90,11 @@ impl<T> Engine<T> {
     /// Keeps enough zero-filled files ready; one at a time.
     pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
         let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
-        if self.spares.len() >= self.limits.spare_segments || self.zeroing.is_some() || retry_later || self.life != super::Life::Running {
+        if self.spares.len() >= self.limits.spare_segments
+            || self.zeroing.is_some()
+            || retry_later
+            || self.life != super::Life::Running
+        {
             return;
         }
         let file = self.unfinished.pop().unwrap_or_else(|| {

@@ -64,6 +64,7 @@ pub fn recover(
 
     let snapshot_sequence = state.map_or(0, |at| volume.segments[at].header.sequence);
     open_epoch(disk, &mut volume, last_lsn)?;
+    (report.node_id, report.volume_id) = (volume.superblock.node_id, volume.superblock.volume_id);
     report.epoch = volume.superblock.epoch;
     report.segments = volume.segments.len() as u64;
     report.last_lsn = Lsn(last_lsn);
@@ -121,7 +122,8 @@ impl LogReader<'_> {
             }
         }
         // Only a volume's first segments may lack one: their first write was torn, so nothing was acknowledged.
-        let mut nothing_stored = self.superblock.durable_lsn == 0 && segments.first().is_none_or(|first| first.header.first_lsn == 1);
+        let mut nothing_stored =
+            self.superblock.durable_lsn == 0 && segments.first().is_none_or(|first| first.header.first_lsn == 1);
         for segment in segments {
             nothing_stored &= !self.scanner.proves(segment, crate::format::BLOCK as u64, segment.header.first_lsn);
         }
@@ -201,10 +203,8 @@ impl LogReader<'_> {
         self.last_crc = header.header_crc;
         self.after_damage = false;
         if header.kind == FrameKind::Data {
-            let place = Position {
-                sequence: segment.header.sequence as u32,
-                block: (position / crate::format::BLOCK as u64) as u32,
-            };
+            let place =
+                Position { sequence: segment.header.sequence as u32, block: (position / crate::format::BLOCK as u64) as u32 };
             self.replay.frame(header, &found.entries, found.payload.as_deref(), place, verify, self.report);
         }
     }
@@ -220,7 +220,8 @@ impl LogReader<'_> {
         reason: &str,
     ) -> Option<u64> {
         let lost_lsn = self.last_lsn + 1;
-        let next = self.scanner.find_next(segment, position + crate::format::BLOCK as u64, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
+        let next =
+            self.scanner.find_next(segment, position + crate::format::BLOCK as u64, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
         let proven = limit_lsn.is_some()
             || self.superblock.durable_lsn >= lost_lsn
             || self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn);

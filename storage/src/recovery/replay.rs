@@ -223,11 +223,13 @@ impl Replay {
         tables.partitions = self.partitions;
         self.gaps.into_iter().for_each(|gap| tables.add_gap(gap));
         tables.trim_all();
-        report.gaps = tables.gaps.iter().map(|(&(partition, from), &to)| Gap { partition, from, to }).take(GAPS_LISTED_MAX).collect();
+        report.gaps =
+            tables.gaps.iter().map(|(&(partition, from), &to)| Gap { partition, from, to }).take(GAPS_LISTED_MAX).collect();
         report.partitions = tables.partitions.len() as u64;
         report.producers = self.producers.len() as u64;
         let shown = self.producers.iter();
-        let shown = shown.map(|(key, lane)| (*key, ProducerState { epoch: lane.epoch, next_sequence: lane.next_sequence })).collect();
+        let shown =
+            shown.map(|(key, lane)| (*key, ProducerState { epoch: lane.epoch, next_sequence: lane.next_sequence })).collect();
         (View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost)
     }
 

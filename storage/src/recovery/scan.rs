@@ -45,9 +45,9 @@ impl<'a> Scanner<'a> {
 
     /// `bytes` bytes at `at`, of which the caller needs all. Reads up to `ahead` bytes.
     fn bytes(&mut self, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<&[u8], String> {
-        let inside = self.held.filter(|(held, start, length)| {
-            *held == file && *start <= at && at + bytes as u64 <= start + *length as u64
-        });
+        let inside = self
+            .held
+            .filter(|(held, start, length)| *held == file && *start <= at && at + bytes as u64 <= start + *length as u64);
         let start = match inside {
             Some((_, start, _)) => start,
             None => {
