@@ -289,6 +289,13 @@ impl<'b> BatchWriter<'b> {
         Ok(())
     }
 
+    /// Where the next record's key will start, its value and headers right behind.
+    #[inline]
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Ends the batch; the buffer now holds it.
     ///
     /// # Errors

@@ -106,6 +106,14 @@ pub enum VerdictError {
         /// Named outputs the plugin has.
         declared: u16,
     },
+    /// A timestamp before 1970.
+    #[error("record {source_index}: timestamp {timestamp} is negative; give milliseconds since 1970, or -1 for the source's")]
+    BadTimestamp {
+        /// The source named.
+        source_index: u32,
+        /// The timestamp.
+        timestamp: i64,
+    },
     /// A key or value lies outside the arena.
     #[error("record {source_index}: {part} lies outside the arena; it must point into the bytes given with the same emit")]
     OutOfArena {
@@ -351,6 +359,9 @@ impl VerdictRules {
             return Err(VerdictError::DecidedTwice { source_index });
         }
         if verdict.carries_bytes() {
+            if verdict.timestamp < TIMESTAMP_OF_SOURCE {
+                return Err(VerdictError::BadTimestamp { source_index, timestamp: verdict.timestamp });
+            }
             check_range(verdict.key_range(), arena_bytes, source_index, "key")?;
             check_range(verdict.value_range(), arena_bytes, source_index, "value")?;
         }
@@ -620,6 +631,8 @@ mod tests {
         let key = Verdict { flags: FLAG_KEY, key_start: u32::MAX, key_bytes: 1, ..emit(0, 0) };
         let outside = VerdictError::OutOfArena { source_index: 0, part: "key" };
         assert_eq!(broken(1, 0, &[key]), outside);
+        let early = Verdict { timestamp: -2, ..emit(0, 0) };
+        assert_eq!(broken(1, 0, &[early]), VerdictError::BadTimestamp { source_index: 0, timestamp: -2 });
     }
 
     #[test]
