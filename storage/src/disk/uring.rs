@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::files::{DataDir, DsyncMode, Files, assert_blocks};
 use super::zero::ZeroFiller;
@@ -30,8 +30,6 @@ use super::{AlignedBuf, BLOCK_BYTES, Disk, DiskCompletion, DiskError, DiskOp, Di
 const RING_ENTRIES: u32 = (4 * IN_FLIGHT_MAX) as u32;
 const _: () = assert!(RING_ENTRIES as usize > 2 * IN_FLIGHT_MAX);
 
-/// `RWF_DSYNC` of `pwritev2(2)`.
-const RWF_DSYNC: i32 = 0x2;
 /// `POLLIN` of `poll(2)`.
 const POLL_IN: u32 = 0x1;
 
@@ -165,10 +163,9 @@ impl UringDisk {
         let fd = Fd(write.fd.as_raw_fd());
         // A frame is far below 4 GiB: `assert_blocks` and the frame limit keep it so.
         let length = u32::try_from(rest.len()).expect("one write is below 4 GiB");
-        let flags = if mode == DsyncMode::RwfDsync { RWF_DSYNC } else { 0 };
         let mut entry = opcode::Write::new(fd, rest.as_ptr(), length)
             .offset(write.at + write.done as u64)
-            .rw_flags(flags)
+            .rw_flags(write_flags(mode))
             .build()
             .user_data(index as u64);
         write.pending = 1;
@@ -319,6 +316,12 @@ impl Write {
     }
 }
 
+/// The flags that make a write durable by itself, where the mode asks for that.
+fn write_flags(mode: DsyncMode) -> i32 {
+    let flags = if mode == DsyncMode::RwfDsync { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+    flags.bits().cast_signed()
+}
+
 /// Adds an entry to the submission queue.
 ///
 /// # Safety
@@ -421,7 +424,8 @@ mod tests {
         };
         let file = FileId::Segment(0);
         disk.write_now(file, 0, &AlignedBuf::zeroed(3 * BLOCK_BYTES), 3 * BLOCK_BYTES).unwrap();
-        let data = Arc::new(AlignedBuf::copy_of(&[7; 3 * BLOCK_BYTES]));
+        let content: Vec<u8> = (1..=3).flat_map(|block| [block; BLOCK_BYTES]).collect();
+        let data = Arc::new(AlignedBuf::copy_of(&content));
         let fd = disk.files.get(file).unwrap();
         let index = disk.free.pop().unwrap();
         let bytes = data.len();
@@ -433,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_short_write_goes_on_with_its_rest() {
-        let Some((_root, mut disk, _)) = with_write() else { return };
+        let Some((_root, mut disk, data)) = with_write() else { return };
         let mut out = Vec::new();
         disk.complete(0, false, BLOCK_BYTES as i32, &mut out);
         assert!(out.is_empty(), "two blocks are still to be written");
@@ -444,7 +448,27 @@ mod tests {
         let mut back = AlignedBuf::zeroed(3 * BLOCK_BYTES);
         disk.read(FileId::Segment(0), 0, &mut back, 3 * BLOCK_BYTES).unwrap();
         assert!(back[..BLOCK_BYTES].iter().all(|&b| b == 0), "the kernel was said to have written this already");
-        assert!(back[BLOCK_BYTES..].iter().all(|&b| b == 7));
+        assert!(back[BLOCK_BYTES..] == data[BLOCK_BYTES..]);
+    }
+
+    #[test]
+    fn writes_are_durable_by_themselves_only_where_the_mode_says_so() {
+        assert_eq!(write_flags(DsyncMode::RwfDsync), 2, "RWF_DSYNC of linux/fs.h");
+        assert_eq!((write_flags(DsyncMode::ODsync), write_flags(DsyncMode::Fdatasync)), (0, 0));
+    }
+
+    #[test]
+    fn a_wake_between_the_last_look_and_the_sleep_is_not_lost() {
+        let Some((_root, mut disk, _)) = with_write() else { return };
+        disk.wake.wake();
+        let (slept, woke) = std::sync::mpsc::channel();
+        // Left running where it hangs; the write that was never submitted keeps the disk from being dropped.
+        std::thread::spawn(move || {
+            disk.sleep(None);
+            disk.slots[0] = None;
+            slept.send(()).unwrap();
+        });
+        woke.recv_timeout(Duration::from_secs(60)).expect("the sleep ends at once");
     }
 
     #[test]
