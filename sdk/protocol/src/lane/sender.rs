@@ -163,9 +163,9 @@ impl<T> LaneSender<T> {
         self.queue.push_back(Outgoing { partition, base_sequence, record_count, batch_bytes, payload, nack: None });
     }
 
-    /// Whether another batch could go on the wire now, so that one still growing should be closed.
-    pub fn has_room(&self) -> bool {
-        self.sent == self.queue.len() && self.may_send(0)
+    /// Whether a batch of this size could go on the wire at once, so that one still growing should be closed.
+    pub fn has_room(&self, batch_bytes: u32) -> bool {
+        self.sent == self.queue.len() && self.may_send(batch_bytes)
     }
 
     fn may_send(&self, batch_bytes: u32) -> bool {
@@ -333,6 +333,17 @@ impl<T> LaneSender<T> {
         self.batches_in_flight_max = batches_in_flight_max as usize;
         self.connected = true;
         Ok(())
+    }
+
+    /// As [`LaneSender::on_ready`] after [`LaneSender::take_all`]: what was given up may be durable or not, and other records come now. The lane goes
+    /// on wherever the server is.
+    pub fn on_restart(&mut self, ready: &LaneReady, batches_in_flight_max: u16) {
+        assert!(!self.connected && self.sent == 0, "lane {} is connected already", self.lane);
+        self.durable = ready.next_sequence;
+        self.renumber();
+        self.window_bytes = ready.credit_bytes;
+        self.batches_in_flight_max = batches_in_flight_max as usize;
+        self.connected = true;
     }
 
     /// Gives up: the whole queue, in order.
