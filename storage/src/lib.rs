@@ -16,6 +16,8 @@ mod log;
 mod read;
 pub mod recovery;
 pub mod report;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod stats;
 pub mod table;
 pub mod types;

@@ -184,11 +184,11 @@ pub enum Outcome {
         /// Records of the lane it consumed then; 0 where that is not remembered.
         record_count: u32,
     },
-    /// Nothing of it was stored.
+    /// Nothing of it was stored; of [`AppendError::LogFailed`] that is not certain.
     Refused(AppendError),
 }
 
-/// Why an append was refused. Nothing of it was stored.
+/// Why an append was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -234,7 +234,8 @@ pub enum AppendError {
     /// The disk is full: try again when there is room.
     #[error("the disk is full and no segment is free: free space or shorten retention, then send again")]
     Full,
-    /// A write failed; the log takes no more.
+    /// A write failed; the log takes no more. The only refusal that says nothing about the append: what was in flight may be found
+    /// on disk after a restart.
     #[error("the log stopped after a failed write ({reason}): check the disk, then restart")]
     LogFailed {
         /// The failure.

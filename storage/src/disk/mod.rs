@@ -13,6 +13,8 @@ mod files;
 mod plain;
 mod probe;
 mod reader;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod uring;
 mod zero;
 

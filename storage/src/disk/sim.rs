@@ -1,0 +1,371 @@
+//! A disk that misbehaves on purpose, from a seed.
+//!
+//! The fault model, in prose:
+//!
+//! - **Power cut.** A write that has not completed leaves each of its 512-byte sectors as it was, new, or full of garbage; or it is
+//!   shorn: new up to some byte, old behind it. A completed write stays, unless the disk lies.
+//! - **Lying flush.** A write completes although it is only in the disk's cache; a power cut then treats it like one that had not
+//!   completed. This breaks the contract of every disk, so it serves as a control: the checker must notice.
+//! - **Zero-fill.** Cut off by a power cut, the file is missing, too short, or whole with sectors that were never written: zeros or
+//!   garbage.
+//! - **EIO and short writes.** A write fails and leaves its sectors as a power cut would.
+//! - **ENOSPC.** A zero-fill fails while the disk is full; space may come back.
+//! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
+//! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
+//!   to another block than the one meant and completes all the same.
+//! - **Power cut during recovery.** A synchronous write may be the last thing that happens.
+//!
+//! Reads return what the platter holds. Directory entries are durable once a zero-fill or a synchronous write has completed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use rustix::io::Errno;
+
+use super::{AlignedBuf, BLOCK_BYTES, Disk, DiskCompletion, DiskError, DiskOp, DiskRead, DiskVerb, FileId, Reader, Waker};
+
+const SECTOR: usize = 512;
+
+/// Chances of what can go wrong, each 0 to 1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// A write completes from the cache.
+    pub lie: f64,
+    /// A write fails.
+    pub write_error: f64,
+    /// An operation takes a hundred times as long.
+    pub stall: f64,
+    /// A write goes elsewhere.
+    pub misdirect: f64,
+    /// A power cut comes with rot.
+    pub rot: f64,
+    /// A power cut comes with an unreadable sector.
+    pub unreadable: f64,
+    /// A torn sector holds garbage, not old or new bytes.
+    pub garbage: f64,
+}
+
+/// What is on the platters.
+#[derive(Debug, Default)]
+struct Store {
+    files: BTreeMap<FileId, Vec<u8>>,
+    unreadable: BTreeSet<(FileId, u64)>,
+    /// Cached writes of a lying disk: what was there before.
+    cached: Vec<(FileId, u64, Vec<u8>)>,
+}
+
+/// Work not completed yet.
+#[derive(Debug)]
+struct Pending {
+    id: u64,
+    due: Duration,
+    op: DiskOp,
+    fails: bool,
+}
+
+/// The simulated disk. It outlives crashes: `power_cut` settles what was under way.
+#[derive(Debug)]
+pub struct SimDisk {
+    store: Arc<Mutex<Store>>,
+    rng: Rng,
+    /// What may go wrong.
+    pub faults: Faults,
+    /// Segment files there is room for.
+    pub files_max: usize,
+    /// Synchronous writes until the power goes; `None`: it stays.
+    pub writes_until_cut: Option<u32>,
+    /// Bits rotted, sectors unreadable, writes misdirected so far.
+    pub damages: u64,
+    now: Duration,
+    pending: Vec<Pending>,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new(seed: u64, faults: Faults) -> SimDisk {
+        SimDisk {
+            store: Arc::default(),
+            rng: Rng::with_seed(seed),
+            faults,
+            files_max: usize::MAX,
+            writes_until_cut: None,
+            damages: 0,
+            now: Duration::ZERO,
+            pending: Vec::new(),
+        }
+    }
+
+    /// A reader of the same platters.
+    pub fn reader(&self) -> Arc<dyn Reader> {
+        Arc::new(SimReader { store: Arc::clone(&self.store) })
+    }
+
+    /// Lets time pass; what is due then can be polled.
+    pub fn advance(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// When the next operation is due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.pending.iter().map(|pending| pending.due).min()
+    }
+
+    /// The power goes: everything under way is settled by chance.
+    pub fn power_cut(&mut self) {
+        self.writes_until_cut = None;
+        for pending in std::mem::take(&mut self.pending) {
+            self.settle(pending.op);
+        }
+        let cached = std::mem::take(&mut self.store().cached);
+        for (file, at, before) in cached.into_iter().rev() {
+            // The cache may have got some sectors out in time.
+            for (n, old) in before.chunks(SECTOR).enumerate() {
+                if self.rng.bool() {
+                    self.put(file, at + (n * SECTOR) as u64, old);
+                }
+            }
+        }
+        if self.chance(self.faults.rot) {
+            self.rot();
+        }
+        if self.chance(self.faults.unreadable) {
+            self.lose_sector();
+        }
+    }
+
+    /// A hash of everything on the platters.
+    pub fn fingerprint(&self) -> u32 {
+        let store = self.store();
+        store.files.iter().fold(0, |crc, (file, data)| crc32c::crc32c_append(crc ^ file.to_string().len() as u32, data))
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chance(&mut self, probability: f64) -> bool {
+        probability > 0.0 && self.rng.f64() < probability
+    }
+
+    /// What an operation that did not complete leaves behind.
+    fn settle(&mut self, op: DiskOp) {
+        match op {
+            DiskOp::Write { file, at, data, bytes } => self.tear(file, at, &data[..bytes]),
+            DiskOp::Zero { file, bytes } => {
+                let length = [0, self.rng.usize(0..=bytes as usize) / SECTOR * SECTOR, bytes as usize][self.rng.usize(0..3)];
+                if length > 0 {
+                    let garbage = self.rng.bool();
+                    let data =
+                        (0..length / SECTOR).flat_map(|n| [if garbage && n % 3 == 0 { 0xa5 } else { 0 }; SECTOR]).collect();
+                    self.store().files.insert(file, data);
+                }
+            }
+        }
+    }
+
+    fn tear(&mut self, file: FileId, at: u64, data: &[u8]) {
+        match self.rng.u32(0..5) {
+            0 => {}
+            1 => self.put(file, at, data),
+            2 => {
+                let shorn = self.rng.usize(0..=data.len());
+                self.put(file, at, &data[..shorn]);
+            }
+            _ => {
+                for (n, sector) in data.chunks(SECTOR).enumerate() {
+                    let to = at + (n * SECTOR) as u64;
+                    if self.chance(self.faults.garbage) {
+                        let garbage: Vec<u8> = (0..sector.len()).map(|_| self.rng.u8(..)).collect();
+                        self.put(file, to, &garbage);
+                    } else if self.rng.bool() {
+                        self.put(file, to, sector);
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&self, file: FileId, at: u64, data: &[u8]) {
+        let mut store = self.store();
+        let content = store.files.entry(file).or_default();
+        let end = at as usize + data.len();
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[at as usize..end].copy_from_slice(data);
+        for sector in at / SECTOR as u64..(end as u64).div_ceil(SECTOR as u64) {
+            store.unreadable.remove(&(file, sector));
+        }
+    }
+
+    /// A segment with something in it, and a place there.
+    fn somewhere(&mut self) -> Option<(FileId, usize)> {
+        let used: Vec<(FileId, usize)> = {
+            let store = self.store();
+            let used = store.files.iter().map(|(file, data)| (*file, data.iter().rposition(|byte| *byte != 0).unwrap_or(0)));
+            used.filter(|(file, end)| matches!(file, FileId::Segment(_)) && *end > 0).collect()
+        };
+        let (file, end) = *used.get(self.rng.usize(0..used.len().max(1)))?;
+        Some((file, self.rng.usize(0..=end)))
+    }
+
+    fn rot(&mut self) {
+        if let Some((file, at)) = self.somewhere() {
+            let bit = 1 << self.rng.u32(0..8);
+            if let Some(data) = self.store().files.get_mut(&file) {
+                data[at] ^= bit;
+            }
+            self.damages += 1;
+        }
+    }
+
+    fn lose_sector(&mut self) {
+        if let Some((file, at)) = self.somewhere() {
+            self.store().unreadable.insert((file, (at / SECTOR) as u64));
+            self.damages += 1;
+        }
+    }
+
+    fn complete(&mut self, pending: Pending) -> DiskCompletion {
+        let Pending { id, op, fails, .. } = pending;
+        let result = match op {
+            DiskOp::Write { file, at, data, bytes } if fails => {
+                self.tear(file, at, &data[..bytes]);
+                let short = DiskError::Short { verb: DiskVerb::Write, file, at, wanted: bytes as u64, done: 0 };
+                Err(if self.rng.bool() { short } else { DiskError::Io { verb: DiskVerb::Write, file, errno: Errno::IO } })
+            }
+            DiskOp::Write { file, at, data, bytes } => {
+                self.write(file, at, &data[..bytes]);
+                Ok(())
+            }
+            DiskOp::Zero { file, bytes } => {
+                let segments = self.store().files.keys().filter(|file| matches!(file, FileId::Segment(_))).count();
+                if segments >= self.files_max && !self.store().files.contains_key(&file) {
+                    Err(DiskError::Full { verb: DiskVerb::ZeroFill, file })
+                } else {
+                    self.store().files.insert(file, vec![0; bytes as usize]);
+                    Ok(())
+                }
+            }
+        };
+        DiskCompletion { id, result }
+    }
+
+    fn write(&mut self, file: FileId, at: u64, data: &[u8]) {
+        let (mut file, mut at) = (file, at);
+        if self.chance(self.faults.misdirect)
+            && let Some((other, place)) = self.somewhere()
+        {
+            let room = self.store().files[&other].len();
+            let place = place / BLOCK_BYTES * BLOCK_BYTES;
+            if place + data.len() <= room {
+                (file, at) = (other, place as u64);
+                self.damages += 1;
+            }
+        }
+        if self.chance(self.faults.lie) {
+            let before =
+                self.store().files.get(&file).and_then(|old| old.get(at as usize..at as usize + data.len())).map(<[u8]>::to_vec);
+            if let Some(before) = before {
+                self.store().cached.push((file, at, before));
+            }
+        }
+        self.put(file, at, data);
+    }
+}
+
+impl Disk for SimDisk {
+    fn submit(&mut self, id: u64, op: DiskOp) {
+        let mut takes = Duration::from_micros(self.rng.u64(30..400));
+        if matches!(op, DiskOp::Zero { .. }) {
+            takes *= 3;
+        }
+        if self.chance(self.faults.stall) {
+            takes *= 100;
+        }
+        let fails = matches!(op, DiskOp::Write { .. }) && self.chance(self.faults.write_error);
+        self.pending.push(Pending { id, due: self.now + takes, op, fails });
+    }
+
+    fn poll(&mut self, _wait: Option<Duration>, out: &mut Vec<DiskCompletion>) {
+        let now = self.now;
+        let (mut due, later): (Vec<Pending>, _) =
+            std::mem::take(&mut self.pending).into_iter().partition(|pending| pending.due <= now);
+        self.pending = later;
+        self.rng.shuffle(&mut due);
+        for pending in due {
+            let completion = self.complete(pending);
+            out.push(completion);
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::noop()
+    }
+
+    fn list_segments(&mut self) -> Result<Vec<u32>, DiskError> {
+        let number = |file: &FileId| if let FileId::Segment(number) = file { Some(*number) } else { None };
+        Ok(self.store().files.keys().filter_map(number).collect())
+    }
+
+    fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
+        Ok(self.store().files.get(&file).map(|data| data.len() as u64))
+    }
+
+    fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {
+        let data = read_store(&self.store(), file, at, bytes)?;
+        buf[..bytes].copy_from_slice(&data);
+        Ok(())
+    }
+
+    fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
+        match &mut self.writes_until_cut {
+            Some(0) => {
+                self.tear(file, at, &data[..bytes]);
+                return Err(DiskError::Closed { verb: DiskVerb::Write, file });
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.put(file, at, &data[..bytes]);
+        Ok(())
+    }
+
+    fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.store().files.remove(&file);
+        Ok(())
+    }
+}
+
+fn read_store(store: &Store, file: FileId, at: u64, bytes: usize) -> Result<Vec<u8>, DiskError> {
+    let data = store.files.get(&file).ok_or(DiskError::Missing { verb: DiskVerb::Read, file })?;
+    let (from, end) = (at as usize, at as usize + bytes);
+    if end > data.len() {
+        let done = data.len().saturating_sub(from) as u64;
+        return Err(DiskError::Short { verb: DiskVerb::Read, file, at, wanted: bytes as u64, done });
+    }
+    let sectors = at / SECTOR as u64..(end as u64).div_ceil(SECTOR as u64);
+    if store.unreadable.range((file, sectors.start)..(file, sectors.end)).next().is_some() {
+        return Err(DiskError::Io { verb: DiskVerb::Read, file, errno: Errno::IO });
+    }
+    Ok(data[from..end].to_vec())
+}
+
+/// Answers at once, on the caller's thread.
+struct SimReader {
+    store: Arc<Mutex<Store>>,
+}
+
+impl Reader for SimReader {
+    fn read(&self, request: DiskRead) -> Result<(), DiskRead> {
+        let DiskRead { file, at, bytes, reply } = request;
+        let data = read_store(&self.store.lock().unwrap_or_else(PoisonError::into_inner), file, at, bytes);
+        reply(data.map(Bytes::from));
+        Ok(())
+    }
+
+    fn forget(&self, _file: FileId) {}
+}

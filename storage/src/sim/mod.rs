@@ -1,0 +1,306 @@
+//! The simulator: the core, recovery and read path that ship, over a disk that misbehaves, against a model that does not.
+//!
+//! One seed is one history: lives of random work, each ended by a power cut. After each the log is recovered (perhaps with another
+//! power cut in the middle) and everything in it is compared with the model (`model.rs`):
+//!
+//! - what was acknowledged is there, at its offset, byte for byte;
+//! - what was not acknowledged is there as a prefix of the order of submission, each append wholly or not at all;
+//! - what a recovery has not found never comes back;
+//! - no offset is given out twice, no sequence stored twice;
+//! - metadata, lanes and open partitions agree; starts never go back.
+//!
+//! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
+//! the very end, where one copy cannot prove what it has lost. The two controls break the disk's contract and must be caught.
+
+mod client;
+mod model;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::LogConfig;
+use crate::core::{Engine, Now, Output};
+use crate::disk::sim::{Faults, SimDisk};
+use crate::disk::{Disk, DiskError};
+use crate::read::ReadPath;
+use crate::recovery::recover;
+use crate::report::{OpenError, RecoveryReport};
+
+use client::Client;
+use model::Model;
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Power cuts, failing and slow writes, a full disk: nothing may be lost.
+    Power,
+    /// Damage as well: losses must be named.
+    Damage,
+    /// Control: writes complete before they are durable.
+    AckWithoutSync,
+    /// Control: some writes are lost by a power cut although they were flushed.
+    LyingDisk,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Power cuts, those during recovery included.
+    pub crashes: u64,
+    /// Appends submitted.
+    pub appends: u64,
+    /// Of these acknowledged.
+    pub acknowledged: u64,
+    /// Acknowledged and gone without a gap.
+    pub lost: u64,
+    /// Stored more than once.
+    pub duplicated: u64,
+    /// Back although a recovery had not found it.
+    pub resurrected: u64,
+    /// Entries lost within gaps that the log named.
+    pub in_gaps: u64,
+    /// Entries lost at an end that nothing proves.
+    pub unprovable: u64,
+    /// Openings refused with a named error, after damage.
+    pub refused_opens: u64,
+    /// Hash of everything that happened: equal for equal seeds.
+    pub trace: u64,
+}
+
+impl Tally {
+    /// Adds another run.
+    pub fn add(&mut self, other: &Tally) {
+        self.seeds += other.seeds;
+        self.crashes += other.crashes;
+        self.appends += other.appends;
+        self.acknowledged += other.acknowledged;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.resurrected += other.resurrected;
+        self.in_gaps += other.in_gaps;
+        self.unprovable += other.unprovable;
+        self.refused_opens += other.refused_opens;
+        self.note(other.trace);
+    }
+
+    fn note(&mut self, number: u64) {
+        self.trace = (self.trace ^ number).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+    }
+}
+
+/// The first broken promise of a run.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("seed {seed}, crash {crash}: {what}")]
+pub struct Violation {
+    /// Repeats it.
+    pub seed: u64,
+    /// After this power cut.
+    pub crash: u64,
+    /// What was broken.
+    pub what: String,
+    /// Up to there.
+    pub tally: Tally,
+}
+
+/// Power cuts a seed goes through, about.
+pub const CRASHES_PER_SEED: u64 = 25;
+
+const SEGMENT_BYTES: u64 = 128 << 10;
+
+/// Runs one seed.
+pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
+    let mut world = World::new(seed, mode);
+    let result = world.history();
+    let mut tally = world.tally;
+    tally.seeds = 1;
+    match result {
+        Ok(()) => Ok(tally),
+        Err(what) => Err(Violation { seed, crash: tally.crashes, what, tally }),
+    }
+}
+
+struct World {
+    mode: Mode,
+    rng: fastrand::Rng,
+    disk: SimDisk,
+    config: LogConfig,
+    now: Now,
+    model: Model,
+    client: Client,
+    tally: Tally,
+}
+
+/// One opened log.
+struct Life {
+    engine: Engine<usize>,
+    reads: Arc<ReadPath>,
+    report: RecoveryReport,
+}
+
+impl World {
+    fn new(seed: u64, mode: Mode) -> World {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let segments = rng.u64(3..7);
+        let config = LogConfig {
+            segment_bytes: SEGMENT_BYTES,
+            frame_bytes_max: 32 << 10,
+            spare_segments: rng.u32(1..3),
+            compress_from_bytes: [None, Some(1 << 10), Some(8 << 10)][rng.usize(0..3)],
+            tail_cache_bytes: 64 << 10,
+            retention_bytes: rng.bool().then_some(segments * SEGMENT_BYTES),
+            retention_age: (rng.u32(0..4) == 0).then_some(Duration::from_secs(600)),
+            index_entries_max: if rng.bool() { 1024 } else { 1 << 20 },
+            producers_max: 64,
+            accept_fenced: true,
+            ..LogConfig::new("simulated")
+        };
+        let mut faults = Faults { write_error: 0.002, stall: 0.02, garbage: 0.1, ..Faults::default() };
+        match mode {
+            Mode::Power => {}
+            Mode::Damage => faults = Faults { rot: 0.3, unreadable: 0.1, misdirect: 0.003, ..faults },
+            Mode::AckWithoutSync => faults.lie = 1.0,
+            Mode::LyingDisk => faults.lie = 0.1,
+        }
+        let mut disk = SimDisk::new(rng.u64(..), faults);
+        if rng.u32(0..4) == 0 {
+            disk.files_max = segments as usize + 1;
+        }
+        let model = Model::new(mode == Mode::Damage);
+        let client = Client::new(rng.u64(..));
+        World { mode, rng, disk, config, now: Now::default(), model, client, tally: Tally::default() }
+    }
+
+    fn history(&mut self) -> Result<(), String> {
+        while self.tally.crashes < CRASHES_PER_SEED {
+            let Some(mut life) = self.open()? else { return Ok(()) };
+            self.model.check(&life.engine, &life.reads, &life.report, &mut self.tally)?;
+            self.client.recovered(&life.engine, &mut self.model);
+            self.disk.faults.write_error = if self.rng.u32(0..4) == 0 { 0.01 } else { 0.0 };
+            // Now and then two power cuts with nothing between: recovery must come to the same end.
+            let actions = if self.rng.u32(0..5) == 0 { 0 } else { self.rng.u32(1..120) };
+            for _ in 0..actions {
+                self.act(&mut life)?;
+            }
+            if self.rng.u32(0..10) == 0 {
+                life.engine.begin_shutdown();
+                self.settle(&mut life)?;
+            }
+            self.crash();
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self) {
+        self.tally.crashes += 1;
+        self.disk.power_cut();
+        let fingerprint = self.disk.fingerprint();
+        self.tally.note(u64::from(fingerprint));
+    }
+
+    /// Recovers, perhaps in more than one attempt. `None`: refused by name after damage, which ends the history.
+    fn open(&mut self) -> Result<Option<Life>, String> {
+        if self.rng.u32(0..3) == 0 {
+            self.disk.writes_until_cut = Some(self.rng.u32(0..3));
+        }
+        loop {
+            let fresh_ids = [[1; 16], [2; 16]];
+            match recover(&mut self.disk, &self.config, self.now, fresh_ids) {
+                Ok((limits, opening, report)) => {
+                    self.disk.writes_until_cut = None;
+                    let engine = Engine::new(limits, opening);
+                    let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), self.disk.reader(), report.volume_id));
+                    return Ok(Some(Life { engine, reads, report }));
+                }
+                Err(OpenError::Disk(DiskError::Closed { .. })) => self.crash(),
+                Err(_) if self.mode == Mode::Damage && self.disk.damages > 0 => {
+                    self.tally.refused_opens += 1;
+                    return Ok(None);
+                }
+                Err(error) => return Err(format!("the log could not be opened: {error}")),
+            }
+        }
+    }
+
+    fn act(&mut self, life: &mut Life) -> Result<(), String> {
+        match self.rng.u32(0..100) {
+            0..70 => {
+                let (append, ticket) = self.client.next(&mut self.model);
+                self.tally.appends += 1;
+                let mut out = Output::default();
+                life.engine.submit(append, ticket, &mut out);
+                self.deliver(life, out)?;
+            }
+            70..95 => self.now.monotonic += Duration::from_micros(self.rng.u64(0..400)),
+            95..98 => self.now.monotonic += Duration::from_millis(self.rng.u64(0..60)),
+            98 => {
+                self.now.monotonic += Duration::from_secs(2);
+                self.now.wall_ms += self.rng.u64(0..600_000);
+            }
+            _ => {
+                if self.disk.files_max < usize::MAX {
+                    // Somebody frees space, or takes it.
+                    self.disk.files_max = self.rng.usize(2..12);
+                }
+            }
+        }
+        self.pump(life)
+    }
+
+    /// Everything that is due.
+    fn pump(&mut self, life: &mut Life) -> Result<(), String> {
+        self.disk.advance(self.now.monotonic);
+        loop {
+            let mut completions = Vec::new();
+            self.disk.poll(Some(Duration::ZERO), &mut completions);
+            let more = !completions.is_empty();
+            let mut out = Output::default();
+            life.engine.step(self.now, &mut completions, &mut out);
+            self.deliver(life, out)?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until the log is closed.
+    fn settle(&mut self, life: &mut Life) -> Result<(), String> {
+        for _ in 0..10_000 {
+            if life.engine.is_closed() {
+                return Ok(());
+            }
+            let due = self.disk.next_due().or(life.engine.next_wake());
+            self.now.monotonic = self.now.monotonic.max(due.unwrap_or(self.now.monotonic + Duration::from_millis(1)));
+            self.pump(life)?;
+        }
+        Err("the log does not shut down".to_owned())
+    }
+
+    fn deliver(&mut self, life: &Life, out: Output<usize>) -> Result<(), String> {
+        let _ = life;
+        for (id, op) in out.ops {
+            self.tally.note(id);
+            self.disk.submit(id, op);
+        }
+        for (ticket, outcome) in out.outcomes {
+            self.tally.note(ticket as u64 ^ outcome_hash(&outcome));
+            self.client.answered(ticket, &outcome, &mut self.model, &mut self.tally)?;
+        }
+        Ok(())
+    }
+}
+
+fn outcome_hash(outcome: &crate::types::Outcome) -> u64 {
+    use crate::types::Outcome;
+    match outcome {
+        Outcome::Committed { lsn, base_offsets, .. } => {
+            base_offsets.iter().fold(lsn.0, |hash, offset| hash * 31 + offset.cast_unsigned())
+        }
+        Outcome::Duplicate { base_offset, .. } => base_offset.cast_unsigned() << 20,
+        Outcome::Refused(_) => u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests;

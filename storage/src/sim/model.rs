@@ -1,0 +1,432 @@
+//! What the log should hold, kept in the simplest way there is, and the comparison with what it does hold.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::mpsc;
+
+use super::Tally;
+use crate::batches;
+use crate::core::Engine;
+use crate::read::ReadPath;
+use crate::report::RecoveryReport;
+use crate::types::*;
+use std::sync::Arc;
+
+/// What became of an attempt to append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// No answer yet, or one that says nothing.
+    Pending,
+    /// Acknowledged, or found by a recovery.
+    Durable,
+    /// Refused, or not found by a recovery: must never be seen.
+    Dead,
+    /// Acknowledged and lost to damage.
+    Damaged,
+}
+
+pub(super) struct Attempt {
+    pub(super) append: Append,
+    pub(super) state: State,
+    /// For a resend: the attempt it repeats.
+    original: Option<usize>,
+    /// Offset the producer was told.
+    told: i64,
+}
+
+pub(super) struct Model {
+    pub(super) attempts: Vec<Attempt>,
+    /// In order of submission.
+    pending: VecDeque<usize>,
+    /// Open partitions: base offset to (attempt, entry).
+    partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
+    ends: BTreeMap<PartitionId, i64>,
+    starts: BTreeMap<PartitionId, i64>,
+    lanes: BTreeMap<ProducerKey, u64>,
+    meta: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Partitions once everything pending has gone through.
+    believed: BTreeSet<PartitionId>,
+    damage_allowed: bool,
+}
+
+/// What was read: base offset to (attempt, entry), and the gaps between.
+#[derive(Default)]
+struct Contents {
+    partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
+    gaps: Vec<(PartitionId, i64, i64)>,
+}
+
+impl Model {
+    pub(super) fn new(damage_allowed: bool) -> Model {
+        Model {
+            attempts: Vec::new(),
+            pending: VecDeque::new(),
+            partitions: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            meta: BTreeMap::new(),
+            believed: BTreeSet::new(),
+            damage_allowed,
+        }
+    }
+
+    pub(super) fn believes_open(&self, id: PartitionId) -> bool {
+        self.believed.contains(&id)
+    }
+
+    pub(super) fn believed_open(&self) -> Vec<PartitionId> {
+        self.believed.iter().copied().collect()
+    }
+
+    pub(super) fn attempted(&mut self, append: Append, original: Option<usize>) {
+        for op in &append.partitions {
+            match op {
+                PartitionOp::Open(id) => self.believed.insert(*id),
+                PartitionOp::Drop(id) => self.believed.remove(id),
+            };
+        }
+        self.pending.push_back(self.attempts.len());
+        self.attempts.push(Attempt { append, state: State::Pending, original, told: -1 });
+    }
+
+    pub(super) fn committed(&mut self, attempt: usize, base_offsets: &[i64], tally: &mut Tally) -> Result<(), String> {
+        // A resend of what was still pending, or of what had died, is answered in its own turn; all others keep their order.
+        let place = self.pending.iter().position(|pending| *pending == attempt);
+        let place = place.ok_or_else(|| format!("append {attempt} was answered twice"))?;
+        if self.pending.iter().take(place).any(|earlier| !self.is_repeat(*earlier)) {
+            return Err(format!("append {attempt} was acknowledged before one that came earlier"));
+        }
+        self.pending.remove(place);
+        tally.acknowledged += 1;
+        let expected = self.apply(attempt);
+        if expected != base_offsets {
+            return Err(format!("append {attempt} got offsets {base_offsets:?} instead of {expected:?}"));
+        }
+        Ok(())
+    }
+
+    /// Whether an attempt may be answered out of turn: resends wait for their original.
+    fn is_repeat(&self, attempt: usize) -> bool {
+        self.attempts[attempt].original.is_some()
+    }
+
+    pub(super) fn was_duplicate(&mut self, attempt: usize, base_offset: i64) -> Result<(), String> {
+        self.pending.retain(|pending| *pending != attempt);
+        self.attempts[attempt].state = State::Dead;
+        let Some(mark) = self.attempts[attempt].append.mark else {
+            return Err("an append without mark is a duplicate".to_owned());
+        };
+        let durable_to = self.lanes.get(&mark.key).copied().unwrap_or(0);
+        if mark.base_sequence + u64::from(mark.sequence_count) > durable_to {
+            return Err(format!("append {attempt} was called a duplicate before its original was durable"));
+        }
+        let stored = self.attempts[..attempt].iter().rev().find(|earlier| {
+            let same = earlier.append.mark.is_some_and(|m| (m.key, m.base_sequence) == (mark.key, mark.base_sequence));
+            same && earlier.state == State::Durable
+        });
+        match stored {
+            Some(stored) if base_offset != -1 && stored.told != base_offset => {
+                Err(format!("append {attempt} is a duplicate at {base_offset}, its original is at {}", stored.told))
+            }
+            None if !self.damage_allowed => Err(format!("append {attempt} was called a duplicate of nothing")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn refused(&mut self, attempt: usize, error: &AppendError) -> Result<(), String> {
+        self.pending.retain(|pending| *pending != attempt);
+        self.attempts[attempt].state = State::Dead;
+        // What it would have opened or dropped stays as it was.
+        self.believed = self.partitions.keys().copied().collect();
+        for pending in &self.pending {
+            for op in &self.attempts[*pending].append.partitions {
+                match op {
+                    PartitionOp::Open(id) => self.believed.insert(*id),
+                    PartitionOp::Drop(id) => self.believed.remove(id),
+                };
+            }
+        }
+        let expected = match error {
+            AppendError::Full
+            | AppendError::ShuttingDown
+            | AppendError::SequenceGap { .. }
+            | AppendError::UnknownPartition(_) => true,
+            AppendError::Fenced { .. } => true,
+            _ => false,
+        };
+        if expected { Ok(()) } else { Err(format!("append {attempt} was refused: {error}")) }
+    }
+
+    /// Makes an append part of the durable state; returns the offsets it must have.
+    fn apply(&mut self, attempt: usize) -> Vec<i64> {
+        let append = self.attempts[attempt].append.clone();
+        self.attempts[attempt].state = State::Durable;
+        for op in &append.partitions {
+            if let PartitionOp::Open(id) = op {
+                self.partitions.entry(*id).or_default();
+                self.ends.entry(*id).or_insert(0);
+                self.believed.insert(*id);
+            }
+        }
+        let mut offsets = Vec::new();
+        for (n, entry) in append.entries.iter().enumerate() {
+            let end = self.ends.entry(entry.partition).or_insert(0);
+            offsets.push(*end);
+            if append.mark.is_some_and(|mark| mark.partition == entry.partition) && self.attempts[attempt].told < 0 {
+                self.attempts[attempt].told = *end;
+            }
+            self.partitions.entry(entry.partition).or_default().insert(*end, (attempt, n));
+            *end += i64::from(entry.record_count);
+        }
+        if let Some(mark) = append.mark {
+            self.lanes.insert(mark.key, mark.base_sequence + u64::from(mark.sequence_count));
+        }
+        for op in &append.meta {
+            match op {
+                MetaOp::Put { key, value } => self.meta.insert(key.clone(), value.clone()),
+                MetaOp::Delete { key } => self.meta.remove(key),
+            };
+        }
+        for op in &append.partitions {
+            if let PartitionOp::Drop(id) = op {
+                self.partitions.remove(id);
+                self.ends.remove(id);
+                self.starts.remove(id);
+                self.believed.remove(id);
+            }
+        }
+        offsets
+    }
+
+    /// Compares everything after a recovery.
+    pub(super) fn check(
+        &mut self,
+        engine: &Engine<usize>,
+        reads: &Arc<ReadPath>,
+        report: &RecoveryReport,
+        tally: &mut Tally,
+    ) -> Result<(), String> {
+        let contents = self.read_everything(engine, reads, tally)?;
+        if !self.damage_allowed && (!report.damage.is_empty() || !contents.gaps.is_empty()) {
+            tally.lost += 1;
+            return Err(format!("gaps without damage: {:?}, gaps {:?}", report.damage, contents.gaps));
+        }
+        self.settle_pending(engine, &contents, report);
+        self.check_partitions(engine, &contents, report, tally)?;
+        self.check_state(engine, report, tally)?;
+        self.believed = self.partitions.keys().copied().collect();
+        Ok(())
+    }
+
+    /// Pending appends are there as a prefix: up to the last one that is.
+    fn settle_pending(&mut self, engine: &Engine<usize>, contents: &Contents, report: &RecoveryReport) {
+        let found: BTreeSet<usize> =
+            contents.partitions.values().flat_map(|entries| entries.values().map(|(attempt, _)| *attempt)).collect();
+        let pending = std::mem::take(&mut self.pending);
+        let last = pending.iter().rposition(|attempt| found.contains(attempt));
+        let repeats_found = |attempt: &usize| found.contains(attempt);
+        for (n, attempt) in pending.iter().enumerate() {
+            // A resend whose original is stored is not stored itself; everything else before the last one found must be.
+            let is_new = !self.is_repeat(*attempt) || repeats_found(attempt);
+            let lost_to_damage = self.damage_allowed && !report.damage.is_empty() && !found.contains(attempt);
+            if last.is_some_and(|last| n <= last) && is_new && !lost_to_damage {
+                self.apply(*attempt);
+            } else {
+                self.attempts[*attempt].state = State::Dead;
+            }
+        }
+        let _ = engine;
+    }
+
+    fn read_everything(&self, engine: &Engine<usize>, reads: &Arc<ReadPath>, tally: &mut Tally) -> Result<Contents, String> {
+        let mut contents = Contents::default();
+        let bounds: Vec<(PartitionId, PartitionBounds)> = {
+            let tables = engine.view().tables();
+            let ids: Vec<PartitionId> = tables.partitions.iter().map(|(id, _)| id).collect();
+            ids.into_iter().filter_map(|id| Some((id, tables.bounds(id)?))).collect()
+        };
+        for (id, PartitionBounds { start, high_watermark }) in bounds {
+            let mut entries = BTreeMap::new();
+            let mut offset = start;
+            while offset < high_watermark {
+                match read(reads, ReadRequest { partition: id, offset, bytes_max: 20_000 }) {
+                    Ok(chunk) => {
+                        if chunk.next_offset <= offset {
+                            return Err(format!("a read of partition {id} at {offset} does not move on"));
+                        }
+                        let mut expected = offset;
+                        for batch in &chunk.batches {
+                            let base = batches::base_offset(batch);
+                            if base > expected {
+                                return Err(format!("partition {id} skips from {expected} to {base}"));
+                            }
+                            let entry = self.recognise(id, batch, tally)?;
+                            entries.insert(base, entry);
+                            expected = base + batches::split(batch).flatten().map(|span| i64::from(span.offsets)).sum::<i64>();
+                        }
+                        offset = chunk.next_offset;
+                    }
+                    Err(ReadError::Gap { from, to }) if to > offset => {
+                        contents.gaps.push((id, from, to));
+                        offset = to;
+                    }
+                    Err(ReadError::Io(_)) if self.damage_allowed => {
+                        contents.gaps.push((id, offset, offset + 1));
+                        offset += 1;
+                    }
+                    Err(error) => return Err(format!("partition {id} at {offset}: {error}")),
+                }
+            }
+            tally.note(u64::from(id.0) ^ high_watermark.cast_unsigned());
+            contents.partitions.insert(id, entries);
+        }
+        Ok(contents)
+    }
+
+    /// Whose batch this is; its bytes must be what was sent, but for the offset.
+    fn recognise(&self, id: PartitionId, batch: &[u8], tally: &mut Tally) -> Result<(usize, usize), String> {
+        let mut scratch = Vec::new();
+        let parsed = weir_batch::RecordBatch::verify(batch).map_err(|error| format!("partition {id}: {error}"))?;
+        let first = parsed.records(&mut scratch).map_err(|error| error.to_string())?.next();
+        let value = first.and_then(Result::ok).and_then(|record| record.value).unwrap_or_default();
+        if value.len() < 16 {
+            return Err(format!("partition {id} holds a foreign batch"));
+        }
+        let (attempt, n) = (crate::format::u64_at(value, 0) as usize, crate::format::u32_at(value, 8) as usize);
+        let sent = self.attempts.get(attempt).ok_or_else(|| format!("partition {id} holds a batch nobody sent"))?;
+        let entry = sent.append.entries.get(n).filter(|entry| entry.partition == id);
+        let bytes = &entry.ok_or_else(|| format!("append {attempt} is in partition {id}, where it was not sent"))?.batches;
+        if bytes.len() != batch.len() || bytes[16..] != batch[16..] {
+            return Err(format!("append {attempt} has changed"));
+        }
+        if sent.state == State::Dead {
+            tally.resurrected += 1;
+            return Err(format!("append {attempt} is back, although a recovery had not found it or it was refused"));
+        }
+        Ok((attempt, n))
+    }
+
+    fn check_partitions(
+        &mut self,
+        engine: &Engine<usize>,
+        contents: &Contents,
+        report: &RecoveryReport,
+        tally: &mut Tally,
+    ) -> Result<(), String> {
+        let open: Vec<PartitionId> = contents.partitions.keys().copied().collect();
+        let expected: Vec<PartitionId> = self.partitions.keys().copied().collect();
+        if open != expected && !(self.damage_allowed && !report.damage.is_empty()) && !self.damage_allowed {
+            return Err(format!("partitions {open:?} are open instead of {expected:?}"));
+        }
+        let tables = engine.view().tables();
+        for id in expected {
+            let Some(bounds) = tables.bounds(id) else {
+                self.forget_partition(id, tally);
+                continue;
+            };
+            let found = &contents.partitions[&id];
+            self.check_start(id, bounds, engine)?;
+            self.check_duplicates(id, found, tally)?;
+            let model = self.partitions.get_mut(&id).expect("listed");
+            model.retain(|base, _| *base >= bounds.start);
+            let mut missing = Vec::new();
+            for (base, entry) in model.iter() {
+                if found.get(base) != Some(entry) {
+                    missing.push((*base, *entry));
+                }
+            }
+            for (base, (attempt, n)) in missing {
+                let end = base + i64::from(self.attempts[attempt].append.entries[n].record_count);
+                let in_gap = contents.gaps.iter().any(|(gap, from, to)| *gap == id && *from < end && base < *to);
+                if self.damage_allowed && (in_gap || base >= bounds.high_watermark) {
+                    if in_gap {
+                        tally.in_gaps += 1
+                    } else {
+                        tally.unprovable += 1
+                    }
+                    self.attempts[attempt].state = State::Damaged;
+                    self.partitions.get_mut(&id).expect("listed").remove(&base);
+                } else {
+                    tally.lost += 1;
+                    return Err(format!("partition {id}: append {attempt} is missing at {base}, valid are {bounds:?}"));
+                }
+            }
+            if let Some((base, entry)) = found.iter().find(|(base, entry)| self.partitions[&id].get(base) != Some(entry)) {
+                if !self.damage_allowed {
+                    return Err(format!("partition {id} has append {} at {base}, where it should not be", entry.0));
+                }
+                self.partitions.get_mut(&id).expect("listed").extend(found.iter().map(|(base, entry)| (*base, *entry)));
+            }
+            let end = self.ends.get(&id).copied().unwrap_or(0);
+            if end != bounds.high_watermark && !self.damage_allowed {
+                return Err(format!("partition {id} ends at {} instead of {end}", bounds.high_watermark));
+            }
+            self.ends.insert(id, bounds.high_watermark);
+        }
+        if self.damage_allowed {
+            for id in open {
+                self.partitions.entry(id).or_insert_with(|| contents.partitions[&id].clone());
+                self.ends.insert(id, tables.bounds(id).map_or(0, |bounds| bounds.high_watermark));
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_partition(&mut self, id: PartitionId, tally: &mut Tally) {
+        let gone = self.partitions.remove(&id).unwrap_or_default();
+        tally.unprovable += gone.len() as u64;
+        self.ends.remove(&id);
+        self.starts.remove(&id);
+    }
+
+    fn check_start(&mut self, id: PartitionId, bounds: PartitionBounds, engine: &Engine<usize>) -> Result<(), String> {
+        let _ = engine;
+        let shown = self.starts.insert(id, bounds.start).unwrap_or(0);
+        if bounds.start < shown && !self.damage_allowed {
+            return Err(format!("the start of partition {id} went back from {shown} to {}", bounds.start));
+        }
+        Ok(())
+    }
+
+    fn check_duplicates(&self, id: PartitionId, found: &BTreeMap<i64, (usize, usize)>, tally: &mut Tally) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for (attempt, n) in found.values() {
+            let sent = &self.attempts[*attempt].append;
+            let logical =
+                sent.mark.map_or((0, 0, *attempt as u64, *n), |mark| (mark.key.id, mark.key.lane, mark.base_sequence, *n));
+            if !seen.insert(logical) {
+                tally.duplicated += 1;
+                return Err(format!("partition {id} holds append {attempt} twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lanes and metadata.
+    fn check_state(&mut self, engine: &Engine<usize>, report: &RecoveryReport, tally: &Tally) -> Result<(), String> {
+        let meta = engine.view().meta();
+        let producers = engine.view().producers();
+        let damaged =
+            self.damage_allowed && (!report.damage.is_empty() || tally.in_gaps + tally.unprovable > 0 || report.torn_tail);
+        if damaged || self.damage_allowed {
+            // What damage took is taken from the model, too.
+            self.meta = meta.clone();
+            self.lanes = producers.iter().map(|(key, state)| (*key, state.next_sequence)).collect();
+            return Ok(());
+        }
+        if *meta != self.meta {
+            return Err("the metadata is not what was acknowledged".to_owned());
+        }
+        let lanes: BTreeMap<ProducerKey, u64> = producers.iter().map(|(key, state)| (*key, state.next_sequence)).collect();
+        if lanes != self.lanes {
+            return Err(format!("lanes are {lanes:?} instead of {:?}", self.lanes));
+        }
+        Ok(())
+    }
+}
+
+fn read(reads: &Arc<ReadPath>, request: ReadRequest) -> Result<ReadChunk, ReadError> {
+    let (reply, answer) = mpsc::channel();
+    reads.read(request, Box::new(move |chunk| drop(reply.send(chunk))));
+    answer.recv().unwrap_or(Err(ReadError::Busy))
+}

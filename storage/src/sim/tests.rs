@@ -1,0 +1,43 @@
+//! The simulator's own tests: it finds nothing wrong with the log, finds the controls, and repeats itself.
+
+use super::{Mode, Tally, run};
+
+fn many(mode: Mode, seeds: std::ops::Range<u64>) -> Tally {
+    let mut tally = Tally::default();
+    for seed in seeds {
+        match run(seed, mode) {
+            Ok(one) => tally.add(&one),
+            Err(violation) => panic!("{violation}"),
+        }
+    }
+    tally
+}
+
+#[test]
+fn power_cuts_lose_duplicate_and_resurrect_nothing() {
+    let tally = many(Mode::Power, 0..16);
+    assert!(tally.crashes >= 300 && tally.acknowledged > 1000, "{tally:?}");
+    assert_eq!((tally.lost, tally.duplicated, tally.resurrected), (0, 0, 0));
+}
+
+#[test]
+fn damage_is_named() {
+    let tally = many(Mode::Damage, 0..16);
+    assert!(tally.in_gaps > 0, "{tally:?}");
+}
+
+#[test]
+fn the_same_seed_twice_does_the_same() {
+    assert_eq!(run(42, Mode::Power).unwrap(), run(42, Mode::Power).unwrap());
+    assert_ne!(run(42, Mode::Power).unwrap().trace, run(43, Mode::Power).unwrap().trace);
+}
+
+#[test]
+fn control_ack_without_sync_is_caught() {
+    assert!((0..4).any(|seed| run(seed, Mode::AckWithoutSync).is_err()));
+}
+
+#[test]
+fn control_lying_disk_is_caught() {
+    assert!((0..8).any(|seed| run(seed, Mode::LyingDisk).is_err()));
+}
