@@ -41,7 +41,10 @@ fn batch(drop_every: usize) -> Bytes {
     let mut builder = BatchBuilder::new(Codec::None);
     for n in 0..RECORDS {
         let letter = if n % drop_every == drop_every - 1 { 'd' } else { 'k' };
-        let value = format!("{letter}{{\"model\":\"Toyota\",\"id\":\"{n:08x}\",\"pressure_kPa\":{},\"temperature_C\":21.0}}", 180 + n % 60);
+        let value = format!(
+            "{letter}{{\"model\":\"Toyota\",\"id\":\"{n:08x}\",\"pressure_kPa\":{},\"temperature_C\":21.0}}",
+            180 + n % 60
+        );
         builder.push(1_700_000_000_000 + n as i64, Some(format!("{n:08x}").as_bytes()), Some(value.as_bytes()), &[]);
     }
     builder.finish().expect("the batch is not empty").into()

@@ -114,8 +114,8 @@ impl Breaker {
         }
         match went {
             Went::Clean => self.strikes = 0,
-            Went::Isolated => self.strikes += 1,
-            Went::Costly => self.strikes += self.config.strikes_costly,
+            Went::Isolated => self.strikes = self.strikes.saturating_add(1),
+            Went::Costly => self.strikes = self.strikes.saturating_add(self.config.strikes_costly),
             Went::Unknown => {}
         }
         if self.state == BreakerState::Closed && self.strikes >= self.config.strikes_open {

@@ -11,7 +11,9 @@ use crate::manifest::ManifestError;
 #[non_exhaustive]
 pub enum HostError {
     /// wasmtime refused the settings or the address space.
-    #[error("the Wasm engine could not start ({reason}); lower pipeline.instances_max or pipeline.memory_mib_max, or raise the process's address space limit")]
+    #[error(
+        "the Wasm engine could not start ({reason}); lower pipeline.instances_max or pipeline.memory_mib_max, or raise the process's address space limit"
+    )]
     Engine {
         /// What wasmtime said.
         reason: String,
@@ -60,7 +62,9 @@ pub enum PluginError {
         advice: String,
     },
     /// It does not offer what the world says.
-    #[error("the plugin does not export `{export}` as world weir:plugin/transform@1.0.0 says ({reason}); build it with this version's SDK")]
+    #[error(
+        "the plugin does not export `{export}` as world weir:plugin/transform@1.0.0 says ({reason}); build it with this version's SDK"
+    )]
     Export {
         /// The export.
         export: &'static str,
@@ -68,7 +72,9 @@ pub enum PluginError {
         reason: String,
     },
     /// It needs more than it may have.
-    #[error("plugin {plugin} {version} cannot be instantiated: {reason}; raise [limits] memory_mib in its manifest (the host allows {memory_mib_max} MiB)")]
+    #[error(
+        "plugin {plugin} {version} cannot be instantiated: {reason}; raise [limits] memory_mib in its manifest (the host allows {memory_mib_max} MiB)"
+    )]
     Instantiate {
         /// The plugin's name.
         plugin: Arc<str>,

@@ -249,7 +249,10 @@ pub(crate) struct Instance {
 
 impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Instance").field("plugin", &self.plugin).field("memory_bytes", &self.memory_bytes()).finish_non_exhaustive()
+        f.debug_struct("Instance")
+            .field("plugin", &self.plugin)
+            .field("memory_bytes", &self.memory_bytes())
+            .finish_non_exhaustive()
     }
 }
 

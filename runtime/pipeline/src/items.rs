@@ -95,7 +95,10 @@ pub(crate) fn lay_out_source(
     // Nothing is reserved for records that the bytes cannot hold, whatever the header says.
     let possible = records.size_hint().1.unwrap_or(0);
     if count as usize > possible {
-        return Err(RunError::BadInput(weir_batch::BatchError::BadRecord { index: 0, reason: "there are fewer records than its header says" }));
+        return Err(RunError::BadInput(weir_batch::BatchError::BadRecord {
+            index: 0,
+            reason: "there are fewer records than its header says",
+        }));
     }
     let at_most = flat_bytes(count, batch.bytes().len(), &meta);
     if batch.codec() == Codec::None && at_most > bytes_max {
@@ -152,6 +155,9 @@ fn flat_bytes(count: u32, payload: usize, meta: &BatchMeta<'_>) -> usize {
 fn too_large(error: &WriteError, max: usize) -> RunError {
     match error {
         WriteError::TooLarge { max: abi_max } => RunError::TooLarge { bytes: usize::MAX, max: max.min(*abi_max as usize) },
-        _ => RunError::BadInput(weir_batch::BatchError::BadRecord { index: 0, reason: "there are fewer records than its header says" }),
+        _ => RunError::BadInput(weir_batch::BatchError::BadRecord {
+            index: 0,
+            reason: "there are fewer records than its header says",
+        }),
     }
 }

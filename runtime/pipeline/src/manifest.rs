@@ -136,7 +136,9 @@ pub(crate) struct Effective {
 /// Unknown keys are errors with a suggestion; keys of later versions say so.
 fn check_keys(value: &Value) -> Result<(), ManifestError> {
     if value.get("decode").is_some() {
-        return Err(invalid("[decode]: declared fields are not offered by this version of Weir; remove the table and parse the value in the plugin"));
+        return Err(invalid(
+            "[decode]: declared fields are not offered by this version of Weir; remove the table and parse the value in the plugin",
+        ));
     }
     let tables: [(&str, &[&str]); 5] = [
         ("", &["plugin", "io", "limits", "grants"]),
@@ -206,13 +208,17 @@ impl Raw {
         check_names("grants.metrics", &grants.metrics, METRICS_MAX)?;
         let stateful = matches!(&grants.state, Some(state) if state.as_bool() != Some(false));
         if stateful || grants.timer == Some(true) {
-            return Err(invalid("grants.state and grants.timer belong to stateful plugins, which this version of Weir does not offer; remove them"));
+            return Err(invalid(
+                "grants.state and grants.timer belong to stateful plugins, which this version of Weir does not offer; remove them",
+            ));
         }
         let memory_bytes = at_least_one("limits.memory_mib", limits.memory_mib)?.map(|mib| (mib as usize) << 20);
         let batch_ms = at_least_one("limits.batch_ms", limits.batch_ms)?;
         let output_ratio = limits.max_output_ratio.unwrap_or(OUTPUT_RATIO_DEFAULT);
         if !(output_ratio > 0.0 && output_ratio <= OUTPUT_RATIO_MAX) {
-            return Err(invalid(format!("limits.max_output_ratio = {output_ratio} must lie above 0 and up to {OUTPUT_RATIO_MAX}")));
+            return Err(invalid(format!(
+                "limits.max_output_ratio = {output_ratio} must lie above 0 and up to {OUTPUT_RATIO_MAX}"
+            )));
         }
         Ok(Manifest {
             name: plugin.name.into(),
@@ -239,7 +245,9 @@ fn check_name(key: &str, name: &str) -> Result<(), ManifestError> {
     let fits = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.');
     let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     if !starts || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
-        return Err(invalid(format!("{key}: \"{name}\" must be 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_', '.', starting with a letter or digit")));
+        return Err(invalid(format!(
+            "{key}: \"{name}\" must be 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_', '.', starting with a letter or digit"
+        )));
     }
     Ok(())
 }
@@ -262,7 +270,8 @@ fn check_version(version: &str) -> Result<(), ManifestError> {
     let (numbers, suffix) = version.split_once('-').map_or((version, None), |(n, s)| (n, Some(s)));
     let parts: Vec<&str> = numbers.split('.').collect();
     let number = |part: &&str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|c| c.is_ascii_digit());
-    let suffix_fits = |s: &str| !s.is_empty() && s.len() <= 32 && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-'));
+    let suffix_fits =
+        |s: &str| !s.is_empty() && s.len() <= 32 && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-'));
     if parts.len() != 3 || !parts.iter().all(number) || !suffix.is_none_or(suffix_fits) {
         return Err(invalid(format!("plugin.version: \"{version}\" must look like \"1.2.0\" or \"1.2.0-rc.1\"")));
     }
@@ -288,7 +297,11 @@ fn parse_log(grant: &str) -> Result<LogGrant, ManifestError> {
             .strip_suffix("/s")
             .and_then(|lines| lines.parse().ok())
             .filter(|lines| (1..=LOG_LINES_PER_SECOND_MAX).contains(lines))
-            .ok_or_else(|| invalid(format!("grants.log: \"{grant}\" must look like \"info:100/s\", with 1 to {LOG_LINES_PER_SECOND_MAX} lines a second")))?,
+            .ok_or_else(|| {
+                invalid(format!(
+                    "grants.log: \"{grant}\" must look like \"info:100/s\", with 1 to {LOG_LINES_PER_SECOND_MAX} lines a second"
+                ))
+            })?,
     };
     Ok(LogGrant { level, lines_per_second })
 }

@@ -121,23 +121,25 @@ impl OfflineRun {
         let began = Instant::now();
         let result = self.call(record, now_ms);
         let time = began.elapsed();
-        let (outcome, emitted) = result
-            .unwrap_or_else(|fault| (OfflineOutcome::Failed { kind: fault.kind, message: fault.message }, Vec::new()));
+        let (outcome, emitted) =
+            result.unwrap_or_else(|fault| (OfflineOutcome::Failed { kind: fault.kind, message: fault.message }, Vec::new()));
         OfflineReport { index, outcome, emitted, time }
     }
 
-    fn call(&mut self, record: &OfflineRecord, now_ms: i64) -> Result<(OfflineOutcome, Vec<(Option<String>, OfflineRecord)>), Fault> {
+    fn call(
+        &mut self,
+        record: &OfflineRecord,
+        now_ms: i64,
+    ) -> Result<(OfflineOutcome, Vec<(Option<String>, OfflineRecord)>), Fault> {
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
-            None => Instance::start(&self.plugin, &self.config).map_err(|error| Fault {
-                kind: FailureKind::Init,
-                message: error.into_plugin_error(&self.plugin).to_string(),
-            })?,
+            None => Instance::start(&self.plugin, &self.config)
+                .map_err(|error| Fault { kind: FailureKind::Init, message: error.into_plugin_error(&self.plugin).to_string() })?,
         };
         let headers: Vec<(&str, &[u8])> = record.headers.iter().map(|(name, value)| (name.as_str(), &value[..])).collect();
         let headers = if headers.is_empty() { Vec::new() } else { extend_headers(&crate::output::NO_HEADERS, &headers) };
-        let laid_out = BatchWriter::begin(exclusive(&mut self.batch), BatchMeta::new(OFFLINE_TOPIC, 0, now_ms), 1)
-            .and_then(|mut writer| {
+        let laid_out =
+            BatchWriter::begin(exclusive(&mut self.batch), BatchMeta::new(OFFLINE_TOPIC, 0, now_ms), 1).and_then(|mut writer| {
                 writer.push(record.timestamp, record.key.as_deref(), record.value.as_deref(), &headers)?;
                 writer.finish()
             });
@@ -148,8 +150,7 @@ impl OfflineRun {
         self.memory_bytes = self.memory_bytes.max(instance.memory_bytes());
         let outputs = &self.plugin.manifest().outputs;
         let emitted = instance.emitted_mut();
-        check(emitted, 1, outputs.len())
-            .map_err(|error| Fault { kind: FailureKind::Garbage, message: error.to_string() })?;
+        check(emitted, 1, outputs.len()).map_err(|error| Fault { kind: FailureKind::Garbage, message: error.to_string() })?;
         let read = read(emitted, record, outputs);
         self.instance = Some(instance);
         Ok(read)
@@ -157,11 +158,7 @@ impl OfflineRun {
 }
 
 /// Reads checked verdicts about one record.
-fn read(
-    emitted: &Emitted,
-    source: &OfflineRecord,
-    outputs: &[String],
-) -> (OfflineOutcome, Vec<(Option<String>, OfflineRecord)>) {
+fn read(emitted: &Emitted, source: &OfflineRecord, outputs: &[String]) -> (OfflineOutcome, Vec<(Option<String>, OfflineRecord)>) {
     let mut beside = Vec::new();
     let mut decided = None;
     for (view, _) in crate::verdicts::calls(emitted).flatten() {

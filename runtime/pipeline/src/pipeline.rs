@@ -71,6 +71,7 @@ pub struct Pipeline {
     pub(crate) host: Arc<HostShared>,
     penalised: AtomicBool,
     penalty_pending: AtomicUsize,
+    in_flight: AtomicUsize,
     good_batches: AtomicU32,
 }
 
@@ -118,10 +119,7 @@ impl Pipeline {
             return Err(PluginError::Stages { stages: stages.len(), max: STAGES_MAX });
         }
         let mut topics = Vec::new();
-        let stages = stages
-            .into_iter()
-            .map(|stage| StageState::new(stage, host, &mut topics))
-            .collect::<Result<Vec<_>, _>>()?;
+        let stages = stages.into_iter().map(|stage| StageState::new(stage, host, &mut topics)).collect::<Result<Vec<_>, _>>()?;
         Ok(Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             revision,
@@ -130,6 +128,7 @@ impl Pipeline {
             host: host.shared(),
             penalised: AtomicBool::new(false),
             penalty_pending: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
             good_batches: AtomicU32::new(0),
         }))
     }
@@ -184,6 +183,11 @@ impl Pipeline {
         } else if self.good_batches.fetch_add(1, Ordering::SeqCst) + 1 >= PENALTY_GOOD_BATCHES {
             self.penalised.store(false, Ordering::SeqCst);
         }
+    }
+
+    /// Batches submitted and not answered.
+    pub(crate) fn in_flight(&self) -> &AtomicUsize {
+        &self.in_flight
     }
 
     /// Batches waiting for or running on the penalty thread.

@@ -120,13 +120,7 @@ impl Worker {
         Ok(self.output(pipeline, &batch, input)?)
     }
 
-    fn run_stage(
-        &mut self,
-        pipeline: &Arc<Pipeline>,
-        index: usize,
-        meta: BatchMeta<'_>,
-        patience: Patience,
-    ) -> Result<(), Stop> {
+    fn run_stage(&mut self, pipeline: &Arc<Pipeline>, index: usize, meta: BatchMeta<'_>, patience: Patience) -> Result<(), Stop> {
         let whole = if self.collected.changed {
             let bytes_max = pipeline.host.config.input_bytes_max;
             lay_out(&self.items, &self.buffers, meta, bytes_max, exclusive(&mut self.flat))?;
@@ -275,7 +269,11 @@ fn report_breaker(stage: &StageState, now_ms: i64, admitted: Admit, went: Went) 
     };
     let (plugin, version) = (&**stage.plugin.name(), &**stage.plugin.version());
     if opened {
-        tracing::warn!(plugin, version, "circuit opened: the plugin keeps failing, its failure policy now applies to every record without running it");
+        tracing::warn!(
+            plugin,
+            version,
+            "circuit opened: the plugin keeps failing, its failure policy now applies to every record without running it"
+        );
     } else if admitted == Admit::Probe && state == BreakerState::Closed {
         tracing::info!(plugin, version, "circuit closed: the plugin works again");
     }
@@ -488,7 +486,9 @@ impl StageRun<'_> {
     fn take_instance(&mut self) -> Result<Instance, Failed> {
         self.instances.take(self.pipeline, self.index).map_err(|error| match error {
             StartError::Exhausted => Failed::from(RunError::Overloaded { reason: "all plugin instances are in use" }),
-            StartError::Fault(fault) => Failed::Fault(Fault { kind: FailureKind::Init, message: format!("init: {}", fault.message) }),
+            StartError::Fault(fault) => {
+                Failed::Fault(Fault { kind: FailureKind::Init, message: format!("init: {}", fault.message) })
+            }
             StartError::Refused(message) => Failed::Fault(Fault { kind: FailureKind::Init, message: format!("init: {message}") }),
             StartError::Plugin(error) => Failed::Fault(Fault { kind: FailureKind::Init, message: error.to_string() }),
         })
@@ -555,7 +555,8 @@ impl PolicyRun<'_> {
             Policy::DeadLetter(topic) => {
                 self.collected.changed = true;
                 let message: Arc<str> = message.into();
-                let letter = |item: &Item| DeadLetter { topic, item: *item, stage: self.index, kind, message: Arc::clone(&message) };
+                let letter =
+                    |item: &Item| DeadLetter { topic, item: *item, stage: self.index, kind, message: Arc::clone(&message) };
                 self.collected.dead.extend(items.iter().map(letter));
             }
         }
@@ -563,14 +564,7 @@ impl PolicyRun<'_> {
     }
 }
 
-fn failure(
-    stage: &StageState,
-    index: usize,
-    buffers: &Buffers,
-    items: &[Item],
-    kind: FailureKind,
-    message: &str,
-) -> Failure {
+fn failure(stage: &StageState, index: usize, buffers: &Buffers, items: &[Item], kind: FailureKind, message: &str) -> Failure {
     let first = items.first();
     let key = first.and_then(|item| buffers.get(item.key));
     Failure {

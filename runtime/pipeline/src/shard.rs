@@ -42,6 +42,13 @@ struct Job {
     done: Done,
 }
 
+impl Job {
+    fn answer(self, result: Result<Output, RunError>) {
+        self.pipeline.in_flight().fetch_sub(1, Ordering::SeqCst);
+        (self.done)(result);
+    }
+}
+
 /// Counters of a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -82,11 +89,12 @@ impl ShardPool {
     /// # Errors
     /// [`HostError::Thread`] if the system has no more threads.
     pub fn new(threads: usize, queue_per_shard: usize) -> Result<Self, HostError> {
-        let queue_per_shard = queue_per_shard.max(1);
+        let (threads, queue_per_shard) = (threads.max(1), queue_per_shard.max(1));
         let shared = Arc::new(Shared::default());
-        let (penalty_queue, penalty_jobs) = sync_channel(queue_per_shard);
+        // When a pipeline is penalised, all that it has in the shards' queues must find a place behind it.
+        let (penalty_queue, penalty_jobs) = sync_channel(queue_per_shard * (threads + 1));
         let mut pool = Self { queues: Vec::new(), queue_per_shard, threads: Vec::new(), shared: Arc::clone(&shared) };
-        for shard in 0..threads.max(1) {
+        for shard in 0..threads {
             let (queue, jobs) = sync_channel(queue_per_shard);
             let penalty = Penalty { queue: penalty_queue.clone(), shared: Arc::clone(&shared) };
             pool.spawn(format!("weir-shard-{shard}"), move || shard_thread(&jobs, &penalty))?;
@@ -102,10 +110,13 @@ impl ShardPool {
     /// # Errors
     /// [`Busy`] if the queue is full; `done` is then dropped without being called.
     pub fn submit(&self, shard_key: u64, pipeline: Arc<Pipeline>, input: Input, done: Done) -> Result<(), Busy> {
-        let waiting = pipeline.penalty_pending().load(Ordering::SeqCst);
         let queue = &self.queues[(mix(shard_key) % self.queues.len() as u64) as usize];
-        // A penalised pipeline must not fill the shard's queue with batches that will not find a place behind it.
-        if waiting >= self.queue_per_shard || queue.try_send(Job { pipeline, input, done }).is_err() {
+        let in_flight = pipeline.in_flight().fetch_add(1, Ordering::SeqCst);
+        // A penalised pipeline has one thread, so it gets one queue's worth of places.
+        let no_place = in_flight >= self.queue_per_shard && pipeline.is_penalised();
+        let counted = Arc::clone(&pipeline);
+        if no_place || queue.try_send(Job { pipeline, input, done }).is_err() {
+            counted.in_flight().fetch_sub(1, Ordering::SeqCst);
             self.shared.busy.fetch_add(1, Ordering::Relaxed);
             return Err(Busy);
         }
@@ -161,7 +172,7 @@ impl Penalty {
         pipeline.penalty_pending().fetch_add(1, Ordering::SeqCst);
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.queue.try_send(job) {
             pipeline.penalty_pending().fetch_sub(1, Ordering::SeqCst);
-            (job.done)(Err(RunError::Overloaded { reason: "too many batches wait for plugins that take too long" }));
+            job.answer(Err(RunError::Overloaded { reason: "too many batches wait for plugins that take too long" }));
         }
     }
 }
@@ -170,7 +181,7 @@ fn shard_thread(jobs: &Receiver<Job>, penalty: &Penalty) {
     let mut worker = Worker::default();
     while let Some(job) = next(jobs, &mut worker) {
         if penalty.shared.stopping.load(Ordering::SeqCst) {
-            (job.done)(Err(RunError::ShuttingDown));
+            job.answer(Err(RunError::ShuttingDown));
             continue;
         }
         let on_penalty = job.pipeline.is_penalised() || job.pipeline.penalty_pending().load(Ordering::SeqCst) > 0;
@@ -179,12 +190,12 @@ fn shard_thread(jobs: &Receiver<Job>, penalty: &Penalty) {
             continue;
         }
         match run(&mut worker, &job, Patience::Inline) {
-            Some(Step::Done(result)) => (job.done)(result),
+            Some(Step::Done(result)) => job.answer(result),
             Some(Step::Handover) => {
                 job.pipeline.penalise();
                 penalty.hand_over(job);
             }
-            None => (job.done)(Err(RunError::Overloaded { reason: "a pipeline thread had to be restarted" })),
+            None => job.answer(Err(RunError::Overloaded { reason: "a pipeline thread had to be restarted" })),
         }
     }
 }
@@ -194,7 +205,7 @@ fn penalty_thread(jobs: &Receiver<Job>, shared: &Shared) {
     while let Some(job) = next(jobs, &mut worker) {
         let pipeline = Arc::clone(&job.pipeline);
         if shared.stopping.load(Ordering::SeqCst) {
-            (job.done)(Err(RunError::ShuttingDown));
+            job.answer(Err(RunError::ShuttingDown));
         } else {
             shared.penalised.fetch_add(1, Ordering::Relaxed);
             let slow_before = slow_failures(&pipeline);
@@ -203,7 +214,7 @@ fn penalty_thread(jobs: &Receiver<Job>, shared: &Shared) {
                 Some(Step::Handover) | None => Err(RunError::Overloaded { reason: "a pipeline thread had to be restarted" }),
             };
             pipeline.served_penalty(slow_failures(&pipeline) == slow_before);
-            (job.done)(result);
+            job.answer(result);
         }
         pipeline.penalty_pending().fetch_sub(1, Ordering::SeqCst);
     }

@@ -208,7 +208,10 @@ fn check_shape(value: &Value) -> Result<(), SpecError> {
         }
         let word = stage.get("on_failure").and_then(Value::as_str);
         if let Some(word) = word.filter(|word| !ON_FAILURE.contains(word)) {
-            return Err(invalid(format!("{place}.on_failure: there is no policy \"{word}\": {}", did_you_mean(word, ON_FAILURE))));
+            return Err(invalid(format!(
+                "{place}.on_failure: there is no policy \"{word}\": {}",
+                did_you_mean(word, ON_FAILURE)
+            )));
         }
     }
     Ok(())
@@ -244,7 +247,11 @@ mod tests {
         let table = [
             ("\"stages\"", "\"stage\"", "unknown key `stage`: did you mean `stages`?"),
             ("\"outputs\"", "\"output\"", "unknown key `stages[1].output`: did you mean `outputs`?"),
-            ("\"dead-letter\"", "\"deadletter\"", "stages[1].on_failure: there is no policy \"deadletter\": did you mean `dead-letter`?"),
+            (
+                "\"dead-letter\"",
+                "\"deadletter\"",
+                "stages[1].on_failure: there is no policy \"deadletter\": did you mean `dead-letter`?",
+            ),
             (", \"dead_letter_topic\": \"tpms.dead\"", "", "add \"dead_letter_topic\""),
             ("\"on_failure\": \"dead-letter\", ", "", "set \"on_failure\": \"dead-letter\" or remove it"),
             ("\"tpms.alerts\"", "\"\"", "output `alerts` has an empty topic"),

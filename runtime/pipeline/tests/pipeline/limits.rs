@@ -46,7 +46,9 @@ fn a_guest_that_keeps_every_batch_ends_at_its_limit_and_is_replaced() {
 
 /// The guest's heap is reset after the loop; this one sets it back to the end of the batch.
 fn wat_of(after: &str) -> Vec<u8> {
-    let each = format!("(if (i32.eq (local.get $i) (i32.sub (local.get $count) (i32.const 1))) (then (return (block (result i32) {after} (i32.store8 (i32.const 32) (i32.const 0)) (i32.const 32)))))");
+    let each = format!(
+        "(if (i32.eq (local.get $i) (i32.sub (local.get $count) (i32.const 1))) (then (return (block (result i32) {after} (i32.store8 (i32.const 32) (i32.const 0)) (i32.const 32)))))"
+    );
     module("", "", &each)
 }
 

@@ -12,8 +12,7 @@ fn record(value: &str) -> OfflineRecord {
 fn each_record_gets_a_line() {
     let component = pack(&by_letter(), &manifest("letters", "1.0.0")).unwrap();
     let values = ["k", "d", "r1", "e", "m", "plain", "j", "t", "l", "k"];
-    let lines: Vec<_> =
-        run_offline(&HOST, &component, b"Z", NOW_MS, values.map(record)).unwrap().collect();
+    let lines: Vec<_> = run_offline(&HOST, &component, b"Z", NOW_MS, values.map(record)).unwrap().collect();
     assert_eq!(lines.iter().map(|l| l.index).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     let outcomes: Vec<_> = lines.iter().map(|l| &l.outcome).collect();
     assert_eq!(outcomes[0], &OfflineOutcome::Kept);

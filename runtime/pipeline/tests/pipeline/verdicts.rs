@@ -126,5 +126,5 @@ fn counters_of_a_stage_add_up() {
     assert_eq!((stats.kept, stats.dropped, stats.replaced, stats.emitted, stats.moved), (5, 1, 1, 1, 1));
     let rejected = stats.failed.iter().find(|(kind, _)| kind.as_str() == "reject").unwrap().1;
     assert_eq!(rejected, 1);
-    assert!(stats.nanos > 0 && stats.memory_bytes_max == 40 * 65536);
+    assert!(stats.nanos > 0 && stats.memory_bytes_max >= 40 * 65536);
 }
