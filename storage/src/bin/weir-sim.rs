@@ -33,7 +33,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} fenced={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -44,6 +44,11 @@ fn print(tally: &Tally) {
         tally.in_gaps,
         tally.unprovable,
         tally.refused_opens,
+        tally.torn_tails,
+        tally.recycled,
+        tally.full,
+        tally.resent,
+        tally.fenced,
         tally.trace
     );
 }

@@ -25,6 +25,7 @@ use crate::disk::{Disk, DiskError};
 use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
+use crate::types::{AppendError, Outcome};
 
 use client::Client;
 use model::Model;
@@ -65,6 +66,16 @@ pub struct Tally {
     pub unprovable: u64,
     /// Openings refused with a named error, after damage.
     pub refused_opens: u64,
+    /// Recoveries that found a torn tail.
+    pub torn_tails: u64,
+    /// Segments recycled.
+    pub recycled: u64,
+    /// Appends refused because the disk was full.
+    pub full: u64,
+    /// Resent batches recognised.
+    pub resent: u64,
+    /// Lives that ended with a failed write.
+    pub fenced: u64,
     /// Hash of everything that happened: equal for equal seeds.
     pub trace: u64,
 }
@@ -82,6 +93,11 @@ impl Tally {
         self.in_gaps += other.in_gaps;
         self.unprovable += other.unprovable;
         self.refused_opens += other.refused_opens;
+        self.torn_tails += other.torn_tails;
+        self.recycled += other.recycled;
+        self.full += other.full;
+        self.resent += other.resent;
+        self.fenced += other.fenced;
         self.note(other.trace);
     }
 
@@ -177,6 +193,7 @@ impl World {
             let Some(mut life) = self.open()? else { return Ok(()) };
             self.model.check(&life.engine, &life.reads, &life.report, &mut self.tally)?;
             self.client.recovered(&life.engine, &mut self.model);
+            self.tally.torn_tails += u64::from(life.report.torn_tail);
             self.disk.faults.write_error = if self.rng.u32(0..4) == 0 { 0.01 } else { 0.0 };
             // Now and then two power cuts with nothing between: recovery must come to the same end.
             let actions = if self.rng.u32(0..5) == 0 { 0 } else { self.rng.u32(1..120) };
@@ -187,6 +204,8 @@ impl World {
                 life.engine.begin_shutdown();
                 self.settle(&mut life)?;
             }
+            self.tally.recycled += life.engine.view().stats_mut().recycled;
+            self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.crash();
         }
         Ok(())
@@ -230,7 +249,7 @@ impl World {
                 self.tally.appends += 1;
                 let mut out = Output::default();
                 life.engine.submit(append, ticket, &mut out);
-                self.deliver(life, out)?;
+                self.deliver(out)?;
             }
             70..95 => self.now.monotonic += Duration::from_micros(self.rng.u64(0..400)),
             95..98 => self.now.monotonic += Duration::from_millis(self.rng.u64(0..60)),
@@ -257,7 +276,7 @@ impl World {
             let more = !completions.is_empty();
             let mut out = Output::default();
             life.engine.step(self.now, &mut completions, &mut out);
-            self.deliver(life, out)?;
+            self.deliver(out)?;
             if !more {
                 return Ok(());
             }
@@ -277,22 +296,22 @@ impl World {
         Err("the log does not shut down".to_owned())
     }
 
-    fn deliver(&mut self, life: &Life, out: Output<usize>) -> Result<(), String> {
-        let _ = life;
+    fn deliver(&mut self, out: Output<usize>) -> Result<(), String> {
         for (id, op) in out.ops {
             self.tally.note(id);
             self.disk.submit(id, op);
         }
         for (ticket, outcome) in out.outcomes {
             self.tally.note(ticket as u64 ^ outcome_hash(&outcome));
+            self.tally.full += u64::from(outcome == Outcome::Refused(AppendError::Full));
+            self.tally.resent += u64::from(matches!(outcome, Outcome::Duplicate { .. }));
             self.client.answered(ticket, &outcome, &mut self.model, &mut self.tally)?;
         }
         Ok(())
     }
 }
 
-fn outcome_hash(outcome: &crate::types::Outcome) -> u64 {
-    use crate::types::Outcome;
+fn outcome_hash(outcome: &Outcome) -> u64 {
     match outcome {
         Outcome::Committed { lsn, base_offsets, .. } => {
             base_offsets.iter().fold(lsn.0, |hash, offset| hash * 31 + offset.cast_unsigned())

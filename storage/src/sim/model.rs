@@ -125,7 +125,7 @@ impl Model {
             same && earlier.state == State::Durable
         });
         match stored {
-            Some(stored) if base_offset != -1 && stored.told != base_offset => {
+            Some(stored) if base_offset != -1 && stored.told != base_offset && !(self.damage_allowed && stored.told == -1) => {
                 Err(format!("append {attempt} is a duplicate at {base_offset}, its original is at {}", stored.told))
             }
             None if !self.damage_allowed => Err(format!("append {attempt} was called a duplicate of nothing")),
@@ -211,15 +211,15 @@ impl Model {
             tally.lost += 1;
             return Err(format!("gaps without damage: {:?}, gaps {:?}", report.damage, contents.gaps));
         }
-        self.settle_pending(engine, &contents, report);
-        self.check_partitions(engine, &contents, report, tally)?;
-        self.check_state(engine, report, tally)?;
+        self.settle_pending(&contents, report);
+        self.check_partitions(engine, &contents, tally)?;
+        self.check_state(engine)?;
         self.believed = self.partitions.keys().copied().collect();
         Ok(())
     }
 
     /// Pending appends are there as a prefix: up to the last one that is.
-    fn settle_pending(&mut self, engine: &Engine<usize>, contents: &Contents, report: &RecoveryReport) {
+    fn settle_pending(&mut self, contents: &Contents, report: &RecoveryReport) {
         let found: BTreeSet<usize> =
             contents.partitions.values().flat_map(|entries| entries.values().map(|(attempt, _)| *attempt)).collect();
         let pending = std::mem::take(&mut self.pending);
@@ -231,11 +231,14 @@ impl Model {
             let lost_to_damage = self.damage_allowed && !report.damage.is_empty() && !found.contains(attempt);
             if last.is_some_and(|last| n <= last) && is_new && !lost_to_damage {
                 self.apply(*attempt);
+                if self.damage_allowed {
+                    // Behind damage only the log knows the offset.
+                    self.attempts[*attempt].told = -1;
+                }
             } else {
                 self.attempts[*attempt].state = State::Dead;
             }
         }
-        let _ = engine;
     }
 
     fn read_everything(&self, engine: &Engine<usize>, reads: &Arc<ReadPath>, tally: &mut Tally) -> Result<Contents, String> {
@@ -306,16 +309,10 @@ impl Model {
         Ok((attempt, n))
     }
 
-    fn check_partitions(
-        &mut self,
-        engine: &Engine<usize>,
-        contents: &Contents,
-        report: &RecoveryReport,
-        tally: &mut Tally,
-    ) -> Result<(), String> {
+    fn check_partitions(&mut self, engine: &Engine<usize>, contents: &Contents, tally: &mut Tally) -> Result<(), String> {
         let open: Vec<PartitionId> = contents.partitions.keys().copied().collect();
         let expected: Vec<PartitionId> = self.partitions.keys().copied().collect();
-        if open != expected && !(self.damage_allowed && !report.damage.is_empty()) && !self.damage_allowed {
+        if open != expected && !self.damage_allowed {
             return Err(format!("partitions {open:?} are open instead of {expected:?}"));
         }
         let tables = engine.view().tables();
@@ -325,7 +322,7 @@ impl Model {
                 continue;
             };
             let found = &contents.partitions[&id];
-            self.check_start(id, bounds, engine)?;
+            self.check_start(id, bounds)?;
             self.check_duplicates(id, found, tally)?;
             let model = self.partitions.get_mut(&id).expect("listed");
             model.retain(|base, _| *base >= bounds.start);
@@ -379,8 +376,7 @@ impl Model {
         self.starts.remove(&id);
     }
 
-    fn check_start(&mut self, id: PartitionId, bounds: PartitionBounds, engine: &Engine<usize>) -> Result<(), String> {
-        let _ = engine;
+    fn check_start(&mut self, id: PartitionId, bounds: PartitionBounds) -> Result<(), String> {
         let shown = self.starts.insert(id, bounds.start).unwrap_or(0);
         if bounds.start < shown && !self.damage_allowed {
             return Err(format!("the start of partition {id} went back from {shown} to {}", bounds.start));
@@ -403,12 +399,10 @@ impl Model {
     }
 
     /// Lanes and metadata.
-    fn check_state(&mut self, engine: &Engine<usize>, report: &RecoveryReport, tally: &Tally) -> Result<(), String> {
+    fn check_state(&mut self, engine: &Engine<usize>) -> Result<(), String> {
         let meta = engine.view().meta();
         let producers = engine.view().producers();
-        let damaged =
-            self.damage_allowed && (!report.damage.is_empty() || tally.in_gaps + tally.unprovable > 0 || report.torn_tail);
-        if damaged || self.damage_allowed {
+        if self.damage_allowed {
             // What damage took is taken from the model, too.
             self.meta = meta.clone();
             self.lanes = producers.iter().map(|(key, state)| (*key, state.next_sequence)).collect();
