@@ -94,7 +94,8 @@ impl Ledger {
 
     /// Holds what was read against what was promised.
     pub fn check(&self, promises: &HashMap<String, Promise>) -> Verdict {
-        let mut verdict = Verdict { recovered: self.recovered, reordered: self.reordered, invented: self.invented, ..Verdict::default() };
+        let mut verdict =
+            Verdict { recovered: self.recovered, reordered: self.reordered, invented: self.invented, ..Verdict::default() };
         let nothing = HashMap::new();
         for (producer, promise) in promises {
             let seen = self.seen.get(producer).unwrap_or(&nothing);

@@ -155,7 +155,10 @@ fn full_disk_refuses_and_keeps_what_it_acknowledged() {
 }
 
 fn full_disk(mount: &Path) {
-    let site = site(&mount.join("site"), "[log]\nsegment_bytes = \"8MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n[limits]\nbatch_bytes_max = \"512KiB\"\n");
+    let site = site(
+        &mount.join("site"),
+        "[log]\nsegment_bytes = \"8MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n[limits]\nbatch_bytes_max = \"512KiB\"\n",
+    );
     let node = site.start().unwrap();
     site.ok(&["topic", "create", "t.full", "--partitions", "1"], "");
     let mut random = fastrand::Rng::with_seed(11);
@@ -163,7 +166,8 @@ fn full_disk(mount: &Path) {
     let mut acknowledged = Vec::new();
     let refused = loop {
         let lines: Vec<String> = (0..2000).map(|_| line(&mut random)).collect();
-        let output = site.run_as("admin", &["produce", "t.full", "--delivery-timeout", "3s"], &(lines.join("\n") + "\n")).unwrap();
+        let output =
+            site.run_as("admin", &["produce", "t.full", "--delivery-timeout", "3s"], &(lines.join("\n") + "\n")).unwrap();
         if !output.status.success() {
             break String::from_utf8_lossy(&output.stderr).into_owned();
         }
