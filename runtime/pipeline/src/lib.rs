@@ -43,7 +43,7 @@ pub use error::{Failure, FailureKind, HostError, PackError, PluginError, RunErro
 pub use host::{Plugin, PluginHost};
 pub use limits::HostConfig;
 pub use manifest::{LogGrant, LogLevel, Manifest, ManifestError};
-pub use offline::{OfflineOutcome, OfflineRecord, OfflineReport, OfflineRun, run_offline};
+pub use offline::{Beside, OfflineOutcome, OfflineRecord, OfflineReport, OfflineRun, run_offline};
 pub use output::{Counts, Main, Output, Routed, RoutedRecord, RoutedRecords};
 pub use pack::{manifest_of, pack};
 pub use pipeline::{FailurePolicy, Input, Pipeline, Stage};

@@ -47,6 +47,9 @@ pub enum OfflineOutcome {
     },
 }
 
+/// A record made beside its source, with the output's name; `None` is the stream.
+pub type Beside = (Option<String>, OfflineRecord);
+
 /// One record's line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfflineReport {
@@ -54,8 +57,8 @@ pub struct OfflineReport {
     pub index: usize,
     /// What became of it.
     pub outcome: OfflineOutcome,
-    /// Records made beside it or copies sent elsewhere, with the output's name; `None` is the stream.
-    pub emitted: Vec<(Option<String>, OfflineRecord)>,
+    /// Records made beside it, and copies sent elsewhere.
+    pub emitted: Vec<Beside>,
     /// Time of the call.
     pub time: Duration,
 }
@@ -126,11 +129,7 @@ impl OfflineRun {
         OfflineReport { index, outcome, emitted, time }
     }
 
-    fn call(
-        &mut self,
-        record: &OfflineRecord,
-        now_ms: i64,
-    ) -> Result<(OfflineOutcome, Vec<(Option<String>, OfflineRecord)>), Fault> {
+    fn call(&mut self, record: &OfflineRecord, now_ms: i64) -> Result<(OfflineOutcome, Vec<Beside>), Fault> {
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
             None => Instance::start(&self.plugin, &self.config)
@@ -158,7 +157,7 @@ impl OfflineRun {
 }
 
 /// Reads checked verdicts about one record.
-fn read(emitted: &Emitted, source: &OfflineRecord, outputs: &[String]) -> (OfflineOutcome, Vec<(Option<String>, OfflineRecord)>) {
+fn read(emitted: &Emitted, source: &OfflineRecord, outputs: &[String]) -> (OfflineOutcome, Vec<Beside>) {
     let mut beside = Vec::new();
     let mut decided = None;
     for (view, _) in crate::verdicts::calls(emitted).flatten() {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use weir_batch::{BatchBuilder, Codec, RecordBatch};
+use weir_batch::{BatchBuilder, RecordBatch};
 use weir_plugin_abi::BatchMeta;
 
 use crate::breaker::{Admit, BreakerState, Went};
@@ -207,11 +207,7 @@ fn untouched(record_count: u32) -> Output {
 
 /// One new batch: zstd stays zstd, the producer's fields stay.
 fn rebuild(batch: &RecordBatch<'_>, items: &[Item], buffers: &Buffers) -> Result<Main, RunError> {
-    let codec = match batch.codec() {
-        Codec::None => Codec::None,
-        zstd => zstd,
-    };
-    let mut builder = BatchBuilder::new(codec);
+    let mut builder = BatchBuilder::new(batch.codec());
     let header = batch.header();
     let mut max_timestamp = i64::MIN;
     for item in items {
