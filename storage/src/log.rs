@@ -348,11 +348,14 @@ impl Driver {
     }
 }
 
+/// A sink and what it gets.
+type SinkGroup = (Option<Sink>, Vec<(u64, Outcome)>);
+
 /// Outcomes of one step, by sink, so that each is called once. The vectors are used again.
 #[derive(Default)]
 struct Grouped {
     by_sink: NumberMap<usize, usize>,
-    groups: Vec<(Option<Sink>, Vec<(u64, Outcome)>)>,
+    groups: Vec<SinkGroup>,
     used: usize,
 }
 

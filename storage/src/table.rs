@@ -28,6 +28,11 @@ impl<T> PartitionMap<T> {
         self.len
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Looks one up.
     pub fn get(&self, id: PartitionId) -> Option<&T> {
         let (page, slot) = place(id);

@@ -560,3 +560,6 @@ impl<T> Engine<T> {
         stats.failed.clone_from(&self.failed);
     }
 }
+
+#[cfg(test)]
+mod tests;

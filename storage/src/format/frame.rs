@@ -236,7 +236,7 @@ pub fn peek_header_bytes(bytes: &[u8]) -> Option<usize> {
         return None;
     }
     let claimed = u32_at(bytes, 52) as usize;
-    (claimed >= HEADER_BYTES && claimed <= FRAME_BYTES_LIMIT && (claimed - HEADER_BYTES).is_multiple_of(ENTRY_BYTES))
+    ((HEADER_BYTES..=FRAME_BYTES_LIMIT).contains(&claimed) && (claimed - HEADER_BYTES).is_multiple_of(ENTRY_BYTES))
         .then_some(claimed)
 }
 

@@ -156,7 +156,7 @@ impl Client {
             value.extend_from_slice(&record.to_le_bytes());
             let size = if self.rng.u32(0..12) == 0 { self.rng.usize(0..3000) } else { self.rng.usize(0..200) };
             let noise = self.rng.bool();
-            value.extend((0..size).map(|i| if noise { (i * i * (attempt + 3) >> 3) as u8 } else { b'x' }));
+            value.extend((0..size).map(|i| if noise { ((i * i * (attempt + 3)) >> 3) as u8 } else { b'x' }));
             builder.push(attempt as i64, None, Some(&value), &[]);
         }
         let batches = Bytes::from(builder.finish().expect("small batches fit"));

@@ -117,7 +117,7 @@ pub struct Violation {
     /// What was broken.
     pub what: String,
     /// Up to there.
-    pub tally: Tally,
+    pub tally: Box<Tally>,
 }
 
 /// Power cuts a seed goes through, about.
@@ -133,7 +133,7 @@ pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
     tally.seeds = 1;
     match result {
         Ok(()) => Ok(tally),
-        Err(what) => Err(Violation { seed, crash: tally.crashes, what, tally }),
+        Err(what) => Err(Violation { seed, crash: tally.crashes, what, tally: Box::new(tally) }),
     }
 }
 

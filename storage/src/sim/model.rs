@@ -122,7 +122,7 @@ impl Model {
         }
         let stored = self.attempts[..attempt].iter().rev().find(|earlier| {
             let same = earlier.append.mark.is_some_and(|m| (m.key, m.base_sequence) == (mark.key, mark.base_sequence));
-            same && earlier.state == State::Durable
+            same && matches!(earlier.state, State::Durable | State::Damaged)
         });
         match stored {
             Some(stored) if base_offset != -1 && stored.told != base_offset && !(self.damage_allowed && stored.told == -1) => {
@@ -146,14 +146,14 @@ impl Model {
                 };
             }
         }
-        let expected = match error {
+        let expected = matches!(
+            error,
             AppendError::Full
-            | AppendError::ShuttingDown
-            | AppendError::SequenceGap { .. }
-            | AppendError::UnknownPartition(_) => true,
-            AppendError::Fenced { .. } => true,
-            _ => false,
-        };
+                | AppendError::ShuttingDown
+                | AppendError::SequenceGap { .. }
+                | AppendError::UnknownPartition(_)
+                | AppendError::Fenced { .. }
+        );
         if expected { Ok(()) } else { Err(format!("append {attempt} was refused: {error}")) }
     }
 
@@ -372,6 +372,9 @@ impl Model {
     fn forget_partition(&mut self, id: PartitionId, tally: &mut Tally) {
         let gone = self.partitions.remove(&id).unwrap_or_default();
         tally.unprovable += gone.len() as u64;
+        for (attempt, _) in gone.into_values() {
+            self.attempts[attempt].state = State::Damaged;
+        }
         self.ends.remove(&id);
         self.starts.remove(&id);
     }

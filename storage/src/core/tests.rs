@@ -1,0 +1,215 @@
+//! Traps that others fell into, each as a short scenario: the core over the simulated disk, without faults but the one it is about.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use weir_batch::{BatchBuilder, Codec};
+
+use super::{Engine, Now, Output};
+use crate::config::LogConfig;
+use crate::disk::sim::{Faults, SimDisk};
+use crate::disk::{Disk, FileId};
+use crate::recovery::recover;
+use crate::report::RecoveryReport;
+use crate::types::*;
+
+const P: PartitionId = PartitionId(5);
+
+struct Bench {
+    disk: SimDisk,
+    config: LogConfig,
+    engine: Engine<u64>,
+    report: RecoveryReport,
+    now: Now,
+    out: Output<u64>,
+}
+
+impl Bench {
+    fn new(config: LogConfig, files_max: usize) -> Bench {
+        let mut disk = SimDisk::new(1, Faults::default());
+        disk.files_max = files_max;
+        let (engine, report) = open(&mut disk, &config);
+        let mut bench = Bench { disk, config, engine, report, now: Now::default(), out: Output::default() };
+        assert!(matches!(bench.append(opened(P)), Outcome::Committed { .. }));
+        bench
+    }
+
+    fn crash(&mut self) {
+        self.disk.power_cut();
+        (self.engine, self.report) = open(&mut self.disk, &self.config);
+    }
+
+    /// One step without any time passing for the disk.
+    fn step(&mut self) {
+        let mut completions = Vec::new();
+        self.disk.advance(self.now.monotonic);
+        self.disk.poll(Some(Duration::ZERO), &mut completions);
+        self.engine.step(self.now, &mut completions, &mut self.out);
+        for (id, op) in self.out.ops.drain(..) {
+            self.disk.submit(id, op);
+        }
+    }
+
+    fn append(&mut self, append: Append) -> Outcome {
+        self.engine.submit(append, 1, &mut self.out);
+        self.outcome()
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        for _ in 0..100_000 {
+            self.step();
+            if let Some((_, outcome)) = self.out.outcomes.pop() {
+                return outcome;
+            }
+            self.now.monotonic += Duration::from_micros(100);
+        }
+        panic!("no answer");
+    }
+
+    fn bounds(&self) -> PartitionBounds {
+        self.engine.view().tables().bounds(P).unwrap()
+    }
+}
+
+fn open(disk: &mut SimDisk, config: &LogConfig) -> (Engine<u64>, RecoveryReport) {
+    let (limits, opening, report) = recover(disk, config, Now::default(), [[1; 16], [2; 16]]).unwrap();
+    (Engine::new(limits, opening), report)
+}
+
+fn config() -> LogConfig {
+    LogConfig {
+        segment_bytes: 128 << 10,
+        frame_bytes_max: 32 << 10,
+        spare_segments: 1,
+        compress_from_bytes: None,
+        ..LogConfig::new("simulated")
+    }
+}
+
+fn opened(id: PartitionId) -> Append {
+    Append { partitions: vec![PartitionOp::Open(id)], ..Append::default() }
+}
+
+fn records(bytes: usize) -> Append {
+    let mut builder = BatchBuilder::new(Codec::None);
+    builder.push(1, None, Some(&vec![7; bytes]), &[]);
+    let batches = Bytes::from(builder.finish().unwrap());
+    Append { entries: vec![AppendEntry { partition: P, batches, record_count: 1, max_timestamp: 1 }], ..Append::default() }
+}
+
+#[test]
+fn nothing_is_answered_or_shown_before_it_is_durable() {
+    let mut bench = Bench::new(config(), 100);
+    let delete = Append { meta: vec![MetaOp::Delete { key: b"k".to_vec() }], ..records(10) };
+    bench.append(Append { meta: vec![MetaOp::Put { key: b"k".to_vec(), value: b"v".to_vec() }], ..Append::default() });
+    bench.engine.submit(delete, 2, &mut bench.out);
+    bench.step();
+    assert!(bench.out.outcomes.is_empty());
+    assert_eq!(bench.bounds().high_watermark, 0);
+    assert!(bench.engine.view().meta().contains_key(&b"k"[..]), "a delete shows only when it is durable");
+    assert!(matches!(bench.outcome(), Outcome::Committed { .. }));
+    assert_eq!(bench.bounds().high_watermark, 1);
+    assert!(bench.engine.view().meta().is_empty());
+}
+
+#[test]
+fn a_full_disk_does_not_block_the_retention_that_frees_it() {
+    let config = LogConfig { retention_bytes: Some(3 * (128 << 10)), ..config() };
+    let mut bench = Bench::new(config, 3);
+    for n in 0..200 {
+        let outcome = bench.append(records(10_000));
+        assert!(matches!(outcome, Outcome::Committed { .. }), "append {n}: {outcome:?}");
+    }
+    assert!(bench.bounds().start > 0);
+}
+
+#[test]
+fn a_full_disk_refuses_and_takes_appends_again_when_there_is_space() {
+    let mut bench = Bench::new(config(), 2);
+    let mut stored = 0;
+    let refused = loop {
+        match bench.append(records(10_000)) {
+            Outcome::Committed { base_offsets, .. } => {
+                assert_eq!(base_offsets[0], stored);
+                stored += 1;
+            }
+            other => break other,
+        }
+    };
+    assert_eq!(refused, Outcome::Refused(AppendError::Full));
+    bench.crash();
+    assert_eq!(bench.bounds().high_watermark, stored);
+    assert_eq!(bench.append(records(10_000)), Outcome::Refused(AppendError::Full));
+    bench.disk.files_max = 9;
+    bench.now.monotonic += Duration::from_secs(2);
+    bench.step();
+    bench.now.monotonic += Duration::from_secs(2);
+    bench.step();
+    match bench.append(records(10_000)) {
+        Outcome::Committed { base_offsets, .. } => assert_eq!(base_offsets[0], stored, "no offset is skipped or given twice"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn opening_changes_no_segment() {
+    let mut bench = Bench::new(config(), 100);
+    (0..30).for_each(|_| drop(bench.append(records(10_000))));
+    bench.disk.power_cut();
+    let segments = |disk: &mut SimDisk| {
+        let mut contents = Vec::new();
+        for file in disk.list_segments().unwrap() {
+            let bytes = disk.size(FileId::Segment(file)).unwrap().unwrap() as usize;
+            let mut buf = crate::disk::AlignedBuf::zeroed(bytes);
+            disk.read(FileId::Segment(file), 0, &mut buf, bytes).unwrap();
+            contents.push((file, crc32c::crc32c(&buf[..bytes])));
+        }
+        contents
+    };
+    let before = segments(&mut bench.disk);
+    let (first, report) = open(&mut bench.disk, &bench.config);
+    assert_eq!(segments(&mut bench.disk), before);
+    let (second, again) = open(&mut bench.disk, &bench.config);
+    assert_eq!((report.last_lsn, report.frames), (again.last_lsn, again.frames));
+    assert_eq!(first.view().tables().bounds(P), second.view().tables().bounds(P));
+}
+
+#[test]
+fn a_dropped_partition_stays_dropped() {
+    let mut bench = Bench::new(config(), 100);
+    bench.append(records(10));
+    bench.append(Append { partitions: vec![PartitionOp::Drop(P)], ..Append::default() });
+    for _ in 0..2 {
+        bench.crash();
+        assert_eq!(bench.engine.view().tables().bounds(P), None);
+        assert_eq!(bench.append(records(10)), Outcome::Refused(AppendError::UnknownPartition(P)));
+    }
+}
+
+#[test]
+fn the_last_frame_becomes_provable_when_the_log_is_idle() {
+    let mut bench = Bench::new(config(), 100);
+    bench.append(records(10));
+    let wake = bench.engine.next_wake().expect("the core asks to be called");
+    bench.now.monotonic = wake;
+    bench.step();
+    bench.now.monotonic += Duration::from_secs(1);
+    bench.step();
+    assert_eq!(bench.engine.view().stats_mut().watermarks, 1);
+    assert_eq!(bench.engine.next_wake(), None, "once is enough");
+}
+
+#[test]
+fn a_failed_write_fences_the_log_for_good() {
+    let mut bench = Bench::new(config(), 100);
+    bench.disk.faults.write_error = 1.0;
+    assert!(matches!(bench.append(records(10)), Outcome::Refused(AppendError::LogFailed { .. })));
+    bench.disk.faults.write_error = 0.0;
+    assert!(matches!(bench.append(records(10)), Outcome::Refused(AppendError::LogFailed { .. })), "never tried again");
+    for _ in 0..10 {
+        bench.now.monotonic += Duration::from_millis(1);
+        bench.step();
+    }
+    let refused = recover(&mut bench.disk, &bench.config, Now::default(), [[1; 16], [2; 16]]).map(|_| ());
+    assert!(matches!(refused, Err(crate::report::OpenError::Fenced)), "{refused:?}");
+}
