@@ -1,13 +1,11 @@
 //! One node's life: open the log, recover, bring up topics and pipelines, listen; and the way back.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use weir_storage::format::superblock::{Slot, Superblock};
 use weir_storage::{BackendChoice, Log, LogConfig, OpenError, RecoveryReport};
 
 use crate::broker::{Broker, BrokerError};
@@ -16,9 +14,6 @@ use crate::door::native::{DoorError, NativeDoor};
 use crate::http::{Health, HttpServer};
 use crate::metrics::Metrics;
 use crate::status::NodeStatus;
-
-/// Size of one copy of the superblock, see the storage format.
-const SUPERBLOCK_SLOT_BYTES: usize = 4096;
 
 /// Why a node does not start. The operator's turn; each sentence says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +73,7 @@ pub async fn start(config: Config) -> Result<Node, StartError> {
     let settings = config.clone();
     let opened = tokio::task::spawn_blocking(move || open(&settings));
     let (log, report, broker) = opened.await.map_err(|error| StartError::Internal(error.to_string()))??;
-    let node_id = node_id_of(&config.node.data_dir);
-    let status = Arc::new(NodeStatus::new(&config, node_id, &report, broker.clone()));
+    let status = Arc::new(NodeStatus::new(&config, &report, broker.clone()));
     let plugin_bytes_max = config.pipeline.plugin_bytes_max;
     let listening = NativeDoor::listen(broker.clone(), status.clone(), config.quic, config.limits, plugin_bytes_max);
     let door = match listening {
@@ -194,19 +188,6 @@ fn log_config(config: &Config) -> LogConfig {
     log.node_id = uuid::Uuid::parse_str(&config.node.id).ok().map(uuid::Uuid::into_bytes);
     log.producers_max = config.limits.producers_max as usize;
     log
-}
-
-/// The identity of the volume that was just opened, from its superblock.
-fn node_id_of(dir: &Path) -> [u8; 16] {
-    let bytes = std::fs::read(dir.join("superblock")).unwrap_or_default();
-    let newest = |slots: &[u8]| {
-        let intact = slots.chunks_exact(SUPERBLOCK_SLOT_BYTES).filter_map(|slot| match Superblock::decode(slot) {
-            Slot::Good(superblock) => Some(superblock),
-            _ => None,
-        });
-        intact.max_by_key(|superblock| superblock.generation)
-    };
-    newest(&bytes).map_or([0; 16], |superblock| superblock.node_id)
 }
 
 fn say_started(door: &NativeDoor, http: Option<&HttpServer>, report: &RecoveryReport, began: Instant) {

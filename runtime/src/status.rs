@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use weir_storage::disk::DiskProbe;
 use weir_storage::{LogStats, RecoveryReport};
 
 use crate::broker::Broker;
@@ -24,8 +25,14 @@ pub struct NodeStatus {
 
 impl NodeStatus {
     /// Takes down what does not change.
-    pub fn new(config: &Config, node_id: [u8; 16], recovery: &RecoveryReport, broker: Arc<Broker>) -> NodeStatus {
-        NodeStatus { name: config.node.name.clone(), node_id, started: Instant::now(), recovery: recovery_json(recovery), broker }
+    pub fn new(config: &Config, recovery: &RecoveryReport, broker: Arc<Broker>) -> NodeStatus {
+        NodeStatus {
+            name: config.node.name.clone(),
+            node_id: recovery.node_id,
+            started: Instant::now(),
+            recovery: recovery_json(recovery),
+            broker,
+        }
     }
 
     /// The identity of the node's volume.
@@ -46,6 +53,7 @@ impl NodeStatus {
             "connections": connections,
             "ready": self.broker.log().stats().failed.is_none(),
             "recovery": self.recovery,
+            "disk": disk_json(self.broker.log().probe()),
             "log": log_json(&self.broker.log().stats()),
             "topics_total": topics.len(),
             "topics": listed,
@@ -62,6 +70,20 @@ impl NodeStatus {
         }
         json!({ "topic": &*topic.name, "partitions": topic.partition_count(), "records": records })
     }
+}
+
+fn disk_json(probe: &DiskProbe) -> Value {
+    json!({
+        "summary": probe.to_string(),
+        "backend": probe.backend.to_string(),
+        "direct": probe.direct,
+        "durable_by": probe.dsync_mode.to_string(),
+        "filesystem": probe.filesystem,
+        "kernel": probe.kernel,
+        "write_4k_p50_us": probe.write_4k_p50_us,
+        "write_4k_p99_us": probe.write_4k_p99_us,
+        "write_4k_max_us": probe.write_4k_max_us,
+    })
 }
 
 fn recovery_json(report: &RecoveryReport) -> Value {

@@ -1,0 +1,16 @@
+//! The node from outside: over real QUIC, real TLS and a real directory, one process.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code)]
+mod common;
+/// The pipeline's own test guests.
+#[path = "../../pipeline/tests/pipeline/guests.rs"]
+#[allow(dead_code)]
+mod guests;
+
+mod admin;
+mod ends;
+mod pipelines;
+mod produce;
+mod refusals;
+mod zero_rtt;
