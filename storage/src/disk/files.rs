@@ -50,19 +50,18 @@ impl DataDir {
         self.sync
     }
 
-    /// Makes the directories, durably.
+    /// Makes the directories, and makes them and what is in them durable: a process that died may have created something
+    /// and not come to sync its entry.
     pub(super) fn prepare(root: &Path) -> Result<(), DiskError> {
         let wal = root.join(WAL);
-        let fresh = !wal.exists();
         std::fs::create_dir_all(&wal).map_err(|error| DiskError::directory_io(DiskVerb::Create, &error))?;
-        if fresh {
-            // The entry of `wal` is in root, that of root in its parent; `/` and the working directory have none to sync.
-            sync_directory(root)?;
-            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                sync_directory(parent)?;
-            }
+        sync_directory(&wal)?;
+        sync_directory(root)?;
+        // The parent holds the entry of root. `/` has none, and one that we may not read is the operator's to look after.
+        match root.parent().filter(|parent| !parent.as_os_str().is_empty()).map(sync_directory) {
+            None | Some(Ok(()) | Err(DiskError::Directory { errno: Errno::ACCESS | Errno::PERM, .. })) => Ok(()),
+            Some(failed) => failed,
         }
-        Ok(())
     }
 
     fn path(&self, file: FileId) -> PathBuf {

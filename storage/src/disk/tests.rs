@@ -335,6 +335,15 @@ fn a_full_disk_does_not_stop_the_probe() {
 }
 
 #[test]
+fn a_read_only_disk_is_told_as_such() {
+    let Some(small) = SmallDisk::mount() else { return };
+    let remounted = std::process::Command::new("mount").args(["-o", "remount,ro"]).arg(small.dir.path()).status();
+    assert!(remounted.unwrap().success());
+    let error = open(small.dir.path(), BackendChoice::Auto).err().unwrap();
+    assert!(error.to_string().contains("remount the file system writable"), "{error}");
+}
+
+#[test]
 fn the_probe_says_what_is_used_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("new/data");
