@@ -103,9 +103,12 @@ fn counters_count_by_id_only_for_batches_that_succeed() {
     let node = Node::new();
     node.values(&pipeline, &["a", "b", "c"]).unwrap();
     assert_eq!(pipeline.stats()[0].metrics, [("records".to_owned(), 3), ("squares".to_owned(), 9)]);
+    // The same instance again: only what this call added.
+    node.values(&pipeline, &["d"]).unwrap();
+    assert_eq!(pipeline.stats()[0].metrics, [("records".to_owned(), 4), ("squares".to_owned(), 10)]);
     // "a" alone succeeds, "t" does not.
     node.values(&pipeline, &["a", "t"]).unwrap();
-    assert_eq!(pipeline.stats()[0].metrics, [("records".to_owned(), 4), ("squares".to_owned(), 10)]);
+    assert_eq!(pipeline.stats()[0].metrics, [("records".to_owned(), 5), ("squares".to_owned(), 11)]);
 }
 
 /// Collects the messages of `weir::plugin` log lines.
