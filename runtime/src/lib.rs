@@ -3,10 +3,13 @@
 
 pub mod broker;
 pub mod cert;
+pub mod child;
+pub mod cli;
 pub mod config;
 pub mod door;
 mod http;
 pub mod logs;
 pub mod metrics;
+pub mod quickstart;
 pub mod serve;
 pub mod status;

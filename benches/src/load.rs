@@ -1,0 +1,93 @@
+//! What is sent: how much, how fast, from how many, and the bytes themselves.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use weir_batch::{BatchBuilder, Codec};
+
+use crate::BenchError;
+
+/// The shape of a run.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// The topic; it must exist.
+    pub topic: String,
+    /// Its partitions.
+    pub partitions: u32,
+    /// Ends after so many records, or
+    pub records: Option<u64>,
+    /// after so long.
+    pub seconds: Duration,
+    /// Bytes of a record's value.
+    pub record_bytes: usize,
+    /// Records of a batch.
+    pub batch_records: u32,
+    /// QUIC connections.
+    pub connections: u32,
+    /// Producers (lanes) or consumers a connection.
+    pub producers: u32,
+    /// Un-acknowledged batches a producer; the node may allow fewer.
+    pub in_flight: u16,
+    /// Records a second over all producers; the latency profile needs it.
+    pub rate: Option<u64>,
+    /// Whether batches are compressed.
+    pub zstd: bool,
+}
+
+impl Load {
+    /// Producers of all connections.
+    pub fn lanes(&self) -> u32 {
+        self.connections * self.producers
+    }
+}
+
+/// Batches built before the clock starts, so that the client's CPU is spent on the protocol.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    batches: Vec<bytes::Bytes>,
+    records: u32,
+    next: usize,
+}
+
+/// Different batches a producer cycles through: enough that no cache along the way sees one twice in a row.
+const DISTINCT: u64 = 8;
+
+impl Payload {
+    /// Batches of a load; `seed` makes those of each producer different.
+    pub fn build(load: &Load, seed: u64) -> Result<Payload, BenchError> {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let codec = if load.zstd { Codec::Zstd(1) } else { Codec::None };
+        let mut batches = Vec::new();
+        for _ in 0..DISTINCT {
+            let mut builder = BatchBuilder::new(codec);
+            for record in 0..load.batch_records {
+                let value = value(&mut rng, load.record_bytes);
+                builder.push(now + i64::from(record / 1000), None, Some(&value), &[]);
+            }
+            batches.push(bytes::Bytes::from(builder.finish()?));
+        }
+        Ok(Payload { batches, records: load.batch_records, next: 0 })
+    }
+
+    /// The next batch and its records. Reference-counted: no copy.
+    pub fn next_batch(&mut self) -> (bytes::Bytes, u32) {
+        self.next = (self.next + 1) % self.batches.len();
+        (self.batches[self.next].clone(), self.records)
+    }
+
+    /// Mean bytes of a batch as sent.
+    pub fn batch_bytes(&self) -> usize {
+        self.batches.iter().map(bytes::Bytes::len).sum::<usize>() / self.batches.len()
+    }
+}
+
+/// Half text that repeats, half hexadecimal noise: about as compressible as sensor JSON.
+fn value(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+    const TEXT: &[u8] = br#"{"model":"Toyota","type":"TPMS","status":128,"pressure_kPa":221.3,"temperature_C":24.0,"id":""#;
+    let mut value = Vec::with_capacity(bytes);
+    value.extend(TEXT.iter().take(bytes / 2));
+    while value.len() < bytes {
+        value.push(b"0123456789abcdef"[rng.usize(..16)]);
+    }
+    value
+}

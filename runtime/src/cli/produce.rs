@@ -1,0 +1,247 @@
+//! `weir produce`: lines of standard input (or a file) become records. What it reports as acknowledged is on disk.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::sync::mpsc;
+use weir_client::{Codec, Delivery, Producer, ProducerConfig, Record};
+
+use super::{ConnectArgs, Exit, Failure, format};
+
+/// Un-acknowledged records; beyond it reading waits.
+const PENDING_MAX: usize = 1 << 16;
+/// What -z zstd means: shrinks sensor JSON nearly as well as higher levels at half their time.
+const ZSTD_LEVEL: i32 = 1;
+
+#[derive(Debug, Args)]
+pub(super) struct ProduceArgs {
+    /// The topic
+    topic: String,
+    /// Reads this file instead of standard input
+    file: Option<PathBuf>,
+    /// Separates key from value in a line, e.g. -K : or -K '\t'; a line without it has no key
+    #[arg(short = 'K', long = "key-separator", value_name = "SEPARATOR", value_parser = separator, conflicts_with = "record_key")]
+    separator: Option<Separator>,
+    /// Key of every record
+    #[arg(short = 'k', long)]
+    record_key: Option<String>,
+    /// Partition of every record; without it the key decides, as Kafka's clients do
+    #[arg(short, long)]
+    partition: Option<u32>,
+    /// Header of every record; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME=VALUE", value_parser = super::parse_pair)]
+    headers: Vec<(String, String)>,
+    /// Compression of the batches
+    #[arg(short = 'z', long, value_enum, default_value_t = Compression::None)]
+    compression: Compression,
+    /// A stable name: the node remembers how many of its records are durable
+    #[arg(long, value_name = "NAME")]
+    producer_name: Option<String>,
+    /// Skips as many lines as records of this producer name are durable already: run the same command again after a crash
+    #[arg(long, requires = "producer_name")]
+    resume: bool,
+    /// Lines a second at most
+    #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// How long a batch waits for more records
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = duration)]
+    linger: Duration,
+    /// Size at which a batch is sent at once
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    batch_bytes: usize,
+    /// How long a record may wait for its acknowledgement before the command gives up
+    #[arg(long, value_name = "TIME", default_value = "2min", value_parser = duration)]
+    delivery_timeout: Duration,
+    /// The summary as JSON on standard output
+    #[arg(long)]
+    json: bool,
+    /// No summary
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Compression {
+    None,
+    Zstd,
+}
+
+#[derive(Debug, Clone)]
+struct Separator(Vec<u8>);
+
+fn separator(text: &str) -> Result<Separator, String> {
+    format::parse_bytes_argument(text).map(Separator)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = crate::config::parse_duration_ms(text).map(Duration::from_millis);
+    parsed.ok_or_else(|| "write a time such as 250ms, 3s or 2min".to_owned())
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let parsed = crate::config::parse_bytes(text).and_then(|bytes| usize::try_from(bytes).ok());
+    parsed.filter(|bytes| *bytes > 0).ok_or_else(|| "write a size such as 64KiB".to_owned())
+}
+
+/// What was read and what became of it.
+#[derive(Debug, Default)]
+struct Summary {
+    lines: u64,
+    skipped: u64,
+    bytes: u64,
+    interrupted: bool,
+}
+
+/// What was promised.
+#[derive(Debug, Default)]
+struct Promised {
+    acknowledged: u64,
+    duplicates: u64,
+}
+
+pub(super) async fn run(args: ProduceArgs) -> Result<(), Failure> {
+    // The sequence of a name counts one stream of records, so each topic gets its own.
+    let name = args.producer_name.as_ref().map(|name| format!("{name}/{}", args.topic));
+    let client = args.connect.connect_with(|config| config.producer_name = name).await?;
+    let mut config = ProducerConfig::new(&args.topic);
+    config.linger = args.linger;
+    config.batch_bytes = args.batch_bytes;
+    config.delivery_timeout = args.delivery_timeout;
+    config.compression = match args.compression {
+        Compression::None => Codec::None,
+        Compression::Zstd => Codec::Zstd(ZSTD_LEVEL),
+    };
+    let producer = client.producer(config).await.map_err(|error| args.connect.failure(error))?;
+    let (pending, acknowledgements) = mpsc::channel(PENDING_MAX);
+    let begin = Instant::now();
+    let books = tokio::spawn(keep_books(acknowledgements, args.connect.clone()));
+    let read = read_all(&args, &producer, pending).await;
+    // Whatever ended the reading, what was handed over is flushed first.
+    let flushed = producer.flush().await.map_err(|error| args.connect.failure(error));
+    let (promised, kept) = match books.await {
+        Ok(books) => books,
+        Err(error) => return Err(Failure::new(Exit::Failed, error)),
+    };
+    let summary = match (read, kept, flushed) {
+        (Ok(summary), Ok(()), Ok(())) => summary,
+        (_, Err(failure), _) | (Err(failure), _, _) | (_, _, Err(failure)) => {
+            let durable = promised.acknowledged;
+            return Err(failure
+                .next(format!("{durable} records before it are durable; --producer-name with --resume sends the rest once")));
+        }
+    };
+    let _ = producer.close().await;
+    report(&args, &summary, &promised, begin.elapsed())
+}
+
+/// Reads until the end of the input or Ctrl-C.
+async fn read_all(args: &ProduceArgs, producer: &Producer, pending: mpsc::Sender<Delivery>) -> Result<Summary, Failure> {
+    let mut input = open(args).await?;
+    let mut summary = Summary::default();
+    let mut skip = if args.resume { producer.next_sequence() } else { 0 };
+    let mut pace = args.rate.map(|rate| (Instant::now(), f64::from(rate)));
+    let mut line = Vec::new();
+    let headers: Vec<(&[u8], Option<&[u8]>)> =
+        args.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))).collect();
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    loop {
+        line.clear();
+        let count = tokio::select! {
+            read = input.read_until(b'\n', &mut line) => {
+                read.map_err(|error| Failure::new(Exit::Failed, format!("cannot read the input: {error}")))?
+            }
+            _ = &mut interrupt => {
+                summary.interrupted = true;
+                0
+            }
+        };
+        if count == 0 {
+            return Ok(summary);
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if skip > 0 {
+            skip -= 1;
+            summary.skipped += 1;
+            continue;
+        }
+        if let Some((begin, rate)) = &mut pace {
+            let due = *begin + Duration::from_secs_f64(summary.lines as f64 / *rate);
+            tokio::time::sleep_until(due.into()).await;
+        }
+        summary.lines += 1;
+        summary.bytes += line.len() as u64;
+        let delivery = producer.send(record(args, &headers, &line)).await.map_err(|error| args.connect.failure(error))?;
+        if pending.send(delivery).await.is_err() {
+            // The bookkeeper met an error; it tells.
+            return Ok(summary);
+        }
+    }
+}
+
+async fn open(args: &ProduceArgs) -> Result<Box<dyn AsyncBufRead + Unpin + Send>, Failure> {
+    match &args.file {
+        Some(path) if path.as_os_str() != "-" => {
+            let file = tokio::fs::File::open(path).await;
+            let file = file.map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+            Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
+        }
+        _ => Ok(Box::new(BufReader::with_capacity(1 << 16, tokio::io::stdin()))),
+    }
+}
+
+fn record<'a>(args: &'a ProduceArgs, headers: &'a [(&'a [u8], Option<&'a [u8]>)], line: &'a [u8]) -> Record<'a> {
+    let split = args.separator.as_ref().and_then(|Separator(separator)| {
+        let at = line.windows(separator.len()).position(|window| window == separator)?;
+        Some((&line[..at], &line[at + separator.len()..]))
+    });
+    let (key, value) = match split {
+        Some((key, value)) => (Some(key), value),
+        None => (args.record_key.as_ref().map(String::as_bytes), line),
+    };
+    Record { key, value: Some(value), timestamp: None, headers, partition: args.partition }
+}
+
+/// Waits for every acknowledgement in order; ends at the first that fails.
+async fn keep_books(mut pending: mpsc::Receiver<Delivery>, connect: ConnectArgs) -> (Promised, Result<(), Failure>) {
+    let mut promised = Promised::default();
+    while let Some(delivery) = pending.recv().await {
+        match delivery.await {
+            Ok(ack) => {
+                promised.acknowledged += 1;
+                promised.duplicates += u64::from(ack.duplicate);
+            }
+            Err(error) => return (promised, Err(connect.failure(error))),
+        }
+    }
+    (promised, Ok(()))
+}
+
+fn report(args: &ProduceArgs, summary: &Summary, promised: &Promised, elapsed: Duration) -> Result<(), Failure> {
+    let seconds = elapsed.as_secs_f64();
+    let rate = promised.acknowledged as f64 / seconds.max(1e-9);
+    if args.json {
+        let value = serde_json::json!({
+            "topic": args.topic, "records": summary.lines, "skipped": summary.skipped, "bytes": summary.bytes,
+            "acknowledged": promised.acknowledged, "duplicates": promised.duplicates, "seconds": seconds,
+            "records_per_second": rate, "interrupted": summary.interrupted,
+        });
+        use std::io::Write;
+        writeln!(std::io::stdout().lock(), "{value}")?;
+    } else if !args.quiet {
+        let skipped =
+            if summary.skipped > 0 { format!(", {} durable before and skipped", summary.skipped) } else { String::new() };
+        let interrupted = if summary.interrupted { " (interrupted; everything read was flushed)" } else { "" };
+        eprintln!(
+            "{} records durable in {}{skipped}: {seconds:.2} s, {rate:.0} records/s{interrupted}",
+            promised.acknowledged, args.topic
+        );
+    }
+    Ok(())
+}
