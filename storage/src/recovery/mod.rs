@@ -153,8 +153,10 @@ impl LogReader<'_> {
         is_state: bool,
     ) -> Result<(Sealed, SegmentPlace), OpenError> {
         let segment = &segments[at];
-        let limit_lsn = segments.get(at + 1).map(|next| next.header.first_lsn);
-        self.join(segment, at == 0);
+        let next = segments.get(at + 1);
+        let limit_lsn = next.map(|next| next.header.first_lsn);
+        let limit_exact = next.is_some_and(|next| next.exact);
+        self.join(segment, at == 0, verify && !is_state);
         if is_state {
             let replay = &mut self.replay;
             replay.state_begins();
@@ -173,10 +175,12 @@ impl LogReader<'_> {
                     last_written_ms = found.header.written_ms;
                     position += found.header.frame_bytes() as u64;
                 }
-                Err(reason) => match self.behind_damage(segment, position, limit_lsn, in_snapshot, verify, &reason) {
-                    Some(next) => position = next,
-                    None => break,
-                },
+                Err(reason) => {
+                    match self.behind_damage(segment, position, (limit_lsn, limit_exact), in_snapshot, verify, &reason) {
+                        Some(next) => position = next,
+                        None => break,
+                    }
+                }
             }
         }
         let sealed = Sealed { file: segment.file, sequence: segment.header.sequence, last_written_ms };
@@ -185,15 +189,20 @@ impl LogReader<'_> {
     }
 
     /// The segment must go on where the one before ended.
-    fn join(&mut self, segment: &Segment, first: bool) {
+    fn join(&mut self, segment: &Segment, first: bool, replaying: bool) {
         let header = &segment.header;
+        let next_lsn = self.last_lsn + 1;
         if first || self.after_damage {
-            (self.last_lsn, self.last_crc) = (header.first_lsn - 1, header.prev_crc);
             self.after_damage = segment.repaired;
-        } else if (self.last_lsn + 1, self.last_crc) != (header.first_lsn, header.prev_crc) {
-            self.note_damage(segment, 0, header.first_lsn, 0, "the frame before this segment is not the one it was chained to");
-            (self.last_lsn, self.last_crc) = (header.first_lsn - 1, header.prev_crc);
+        } else if (next_lsn, self.last_crc) != (header.first_lsn, header.prev_crc) {
+            let frames = header.first_lsn.saturating_sub(next_lsn);
+            let reason = "the frames before this one are not those it was chained to";
+            self.note_damage(segment, 0, next_lsn.min(header.first_lsn), frames, reason);
+            if replaying {
+                self.replay.lost_frames(frames.max(1), self.report);
+            }
         }
+        (self.last_lsn, self.last_crc) = (header.first_lsn - 1, header.prev_crc);
     }
 
     fn take(&mut self, segment: &Segment, found: &Found, position: u64, verify: bool) {
@@ -214,7 +223,7 @@ impl LogReader<'_> {
         &mut self,
         segment: &Segment,
         position: u64,
-        limit_lsn: Option<u64>,
+        (limit_lsn, limit_exact): (Option<u64>, bool),
         in_snapshot: bool,
         verify: bool,
         reason: &str,
@@ -222,8 +231,9 @@ impl LogReader<'_> {
         let lost_lsn = self.last_lsn + 1;
         let next =
             self.scanner.find_next(segment, position + crate::format::BLOCK as u64, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
-        let proven = limit_lsn.is_some()
-            || self.superblock.durable_lsn >= lost_lsn
+        // A segment whose own beginning is lost does not say which frames before it were durable.
+        let proven = limit_exact
+            || (limit_lsn.is_none() && self.superblock.durable_lsn >= lost_lsn)
             || self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn);
         if !proven {
             // Nobody was told of this frame or of any behind it.

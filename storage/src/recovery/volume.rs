@@ -16,6 +16,8 @@ pub(super) struct Segment {
     pub(super) header: SegmentHeader,
     /// The header was unreadable; this one was made up from a frame, so the chain into it is unknown.
     pub(super) repaired: bool,
+    /// Whether `first_lsn` is certain: a repaired header whose first frames are gone as well only knows a later one.
+    pub(super) exact: bool,
 }
 
 /// A volume's files, sorted out.
@@ -157,7 +159,7 @@ fn sort_file(
                 if let Some(first) = same {
                     return Err(OpenError::DoubledSegment { sequence: header.sequence, first: first.file, second: file });
                 }
-                volume.segments.push(Segment { file, header, repaired: false });
+                volume.segments.push(Segment { file, header, repaired: false, exact: true });
             } else if whole {
                 volume.spares.push(file);
             } else {
@@ -177,11 +179,12 @@ fn sort_file(
 fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) {
     let superblock = volume.superblock;
     for file in files {
-        let found = Scanner::new(disk, &superblock).any_frame(file).map(|found| found.header);
+        let found = Scanner::new(disk, &superblock).any_frame(file);
         let taken = |sequence| volume.segments.iter().any(|segment| segment.header.sequence == sequence);
-        match found.filter(|frame| !taken(frame.segment_sequence)) {
-            Some(frame) => {
+        match found.filter(|found| !taken(found.header.segment_sequence)) {
+            Some(found) => {
                 report.headers_repaired += 1;
+                let frame = found.header;
                 let header = SegmentHeader {
                     volume_id: frame.volume_id,
                     sequence: frame.segment_sequence,
@@ -191,7 +194,7 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
                     durable_lsn: frame.durable_lsn,
                     opened_ms: frame.written_ms,
                 };
-                volume.segments.push(Segment { file, header, repaired: true });
+                volume.segments.push(Segment { file, header, repaired: true, exact: found.position == BLOCK as u64 });
             }
             None => volume.spares.push(file),
         }

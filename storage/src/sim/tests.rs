@@ -41,3 +41,9 @@ fn control_ack_without_sync_is_caught() {
 fn control_lying_disk_is_caught() {
     assert!((0..8).any(|seed| run(seed, Mode::LyingDisk).is_err()));
 }
+
+/// The seed that found it: a discarded frame counted again when the segment behind it had lost its header and its snapshot.
+#[test]
+fn a_discarded_tail_stays_discarded_when_the_next_segment_lost_its_beginning() {
+    run(324, Mode::Damage).unwrap();
+}
