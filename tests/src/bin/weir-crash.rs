@@ -115,6 +115,7 @@ async fn run(args: Args) -> Result<Verdict, String> {
 /// Pauses all producers, reads everything, lets them go on.
 async fn check(site: &Site, workers: &mut [&mut Vec<Worker>]) -> Result<Verdict, String> {
     let mut promises = HashMap::new();
+    workers.iter().flat_map(|kind| kind.iter()).for_each(|worker| worker.stop.store(true, Ordering::Relaxed));
     for worker in workers.iter_mut().flat_map(|kind| kind.iter_mut()) {
         worker.finish().await?;
         promises.insert(worker.name.clone(), worker.promise.lock().expect("no holder panics").clone());
@@ -152,9 +153,8 @@ impl Worker {
         Worker { name, partition, promise, stop, task }
     }
 
-    /// Ends it with everything it sent acknowledged.
+    /// Waits for its end, after `stop`, with everything it sent acknowledged.
     async fn finish(&mut self) -> Result<(), String> {
-        self.stop.store(true, Ordering::Relaxed);
         (&mut self.task).await.map_err(|error| error.to_string())?.map_err(|error| format!("{}: {error}", self.name))
     }
 
