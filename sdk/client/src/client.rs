@@ -120,8 +120,12 @@ impl Inner {
             _ => (&self.producing, self.producer_name.as_str()),
         };
         let mut slot = slot.lock().await;
-        if let Some(session) = slot.upgrade().filter(|session| session.is_usable()) {
-            return Ok(session);
+        if let Some(session) = slot.upgrade() {
+            if session.is_usable() {
+                return Ok(session);
+            }
+            // Its lanes would be fenced by the next connection; so they move there too.
+            session.connection.close(0u32.into(), b"");
         }
         let after = self.config.retry_timeout;
         let deadline = Instant::now() + after;
@@ -144,7 +148,8 @@ impl Inner {
         }
     }
 
-    async fn connect_once(self: &Arc<Inner>, name: &str) -> Result<Arc<Session>, ClientError> {
+    /// One attempt.
+    pub(crate) async fn connect_once(self: &Arc<Inner>, name: &str) -> Result<Arc<Session>, ClientError> {
         let attempt = async {
             let connection = self.connecting().await?.await.map_err(|error| self.unreachable(&error))?;
             Session::start(self.clone(), connection, name).await

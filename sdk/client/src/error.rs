@@ -182,10 +182,9 @@ impl ClientError {
     pub fn is_retryable(&self) -> bool {
         match self {
             ClientError::Unreachable { .. } | ClientError::Disconnected { .. } => true,
-            ClientError::Refused { code, .. } => matches!(
-                code,
-                Code::Quota | Code::ShuttingDown | Code::StorageFull | Code::StorageFailed | Code::Internal | Code::SequenceGap
-            ),
+            ClientError::Refused { code, .. } => {
+                matches!(code, Code::Quota | Code::ShuttingDown | Code::StorageFull | Code::StorageFailed | Code::Internal)
+            }
             _ => false,
         }
     }

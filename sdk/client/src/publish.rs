@@ -11,12 +11,7 @@ use weir_protocol::{
     AckCode, AckItem, Acks, ErrorNotice, FRAME_BYTES_MAX_DEFAULT, Frame, Kind, Message, Nacks, ProtocolError, Publish,
 };
 
-use crate::{
-    Ack, Client, ClientError, Codec, Record,
-    backoff::Backoff,
-    client::{Inner, Role},
-    session::Frames,
-};
+use crate::{Ack, Client, ClientError, Codec, Record, backoff::Backoff, client::Inner, session::Frames};
 
 const TICKET_VERSION: u8 = 1;
 
@@ -121,9 +116,11 @@ impl Client {
         Ok(outcome)
     }
 
-    /// Makes the connection once, so that this process has a session to publish in 0-RTT with.
+    /// Connects once without any producer name (which would fence the ticket), so that this process has a session to publish in 0-RTT with.
     pub async fn warm_up(&self) -> Result<(), ClientError> {
-        self.inner.session(Role::General).await.map(|_| ())
+        let session = self.inner.connect_once("").await?;
+        session.connection.close(0u32.into(), b"");
+        Ok(())
     }
 
     async fn publish_frame(&self, frame: &Bytes, partition: u32, record_count: u32) -> Result<PublishOutcome, ClientError> {

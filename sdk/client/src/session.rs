@@ -26,6 +26,8 @@ const CHUNKS_PER_READ: usize = 32;
 pub(crate) trait LaneEvents: Send + Sync {
     fn on_acks(&self, items: &[AckItem]) -> Result<(), ProtocolError>;
     fn on_nack(&self, item: NackItem) -> Result<(), ProtocolError>;
+    /// Whether a producer still uses the lane.
+    fn is_live(&self) -> bool;
 }
 
 struct Waiting {
@@ -215,7 +217,8 @@ impl Session {
 
     /// Opens a lane's stream and learns where it goes on.
     pub(crate) async fn open_lane(&self, lane: u32, topic: &str) -> Result<(SendStream, Frames, LaneReady), ClientError> {
-        if lock(&self.lanes).contains_key(&lane) {
+        let in_use = lock(&self.lanes).get(&lane).is_some_and(|events| events.is_live());
+        if in_use {
             return Err(ClientError::LaneInUse { lane });
         }
         let (mut send, recv) = self.connection.open_bi().await.map_err(|error| self.client.explain(&error))?;

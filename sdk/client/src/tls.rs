@@ -145,7 +145,7 @@ fn problem_of_alert(alert: u8) -> Option<CertificateProblem> {
         42 | 43 | 46 => Some(CertificateProblem::Invalid),
         44 => Some(CertificateProblem::Revoked),
         45 => Some(CertificateProblem::Expired),
-        48 => Some(CertificateProblem::UnknownIssuer),
+        48 | 51 => Some(CertificateProblem::UnknownIssuer), // 51: a CA of the right name and the wrong key
         49 => Some(CertificateProblem::WrongPurpose),
         116 => Some(CertificateProblem::Missing),
         _ => None,

@@ -43,7 +43,8 @@ pub(crate) async fn open(client: &Arc<Inner>, config: ProducerConfig) -> Result<
     Ok((shared, Connected { session, send, frames }))
 }
 
-fn attach(shared: &Arc<Shared>, session: &Session, generation: u64) {
+fn attach(shared: &Arc<Shared>, session: &Arc<Session>, generation: u64) {
+    shared.lock().session = Some(Arc::downgrade(session));
     session.attach_lane(shared.config.lane, Arc::new(LaneOfConnection { shared: shared.clone(), generation }));
 }
 

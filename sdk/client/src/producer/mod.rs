@@ -117,6 +117,11 @@ impl LaneEvents for LaneOfConnection {
         self.shared.settle(state);
         Ok(())
     }
+
+    fn is_live(&self) -> bool {
+        let state = self.shared.lock();
+        state.failed.is_none() && !state.closing
+    }
 }
 
 /// Sends records of one topic on one lane, in order a partition. Close it: what is dropped is not waited for.
@@ -241,7 +246,17 @@ impl Drop for Producer {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
-            self.shared.fail(ClientError::Closed { what: "the producer" });
+            let error = ClientError::Closed { what: "the producer" };
+            let session = {
+                let mut state = self.shared.lock();
+                state.session.take().filter(|_| !state.lane.is_empty())
+            };
+            // What is under way may become durable or not: only another connection can tell where the lane is then.
+            if let Some(session) = session.and_then(|session| session.upgrade()) {
+                session.leave();
+                session.connection.close(0u32.into(), b"");
+            }
+            self.shared.fail(error);
         }
     }
 }

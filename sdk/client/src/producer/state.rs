@@ -1,6 +1,9 @@
 //! What a producer holds, and what is to be done next. No socket and no clock: `now` comes in.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -14,7 +17,7 @@ use super::{
     Record,
     delivery::{BatchDone, Delivery, Outcome},
 };
-use crate::{ClientError, Partitioner, ProducerConfig};
+use crate::{ClientError, Partitioner, ProducerConfig, session::Session};
 
 /// What a record costs beside its bytes while it is here, about.
 const RECORD_OVERHEAD_BYTES: usize = 24;
@@ -52,6 +55,7 @@ pub(crate) struct State {
     pub(crate) lane: LaneSender<Closed>,
     /// Of the connection the lane is on.
     pub(crate) generation: u64,
+    pub(crate) session: Option<Weak<Session>>,
     pub(crate) producer_id: i64,
     pub(crate) producer_epoch: i16,
     frame_bytes_max: u32,
@@ -82,6 +86,7 @@ impl State {
             lane: LaneSender::new(ready, welcome.batches_in_flight_max.min(config.in_flight)),
             config,
             generation: 1,
+            session: None,
             producer_id: -1,
             producer_epoch: -1,
             frame_bytes_max: 0,
