@@ -7,10 +7,3 @@ mod publish;
 pub use consume::consume;
 pub use latency::latency;
 pub use publish::publish;
-
-use hdrhistogram::Histogram;
-
-/// From a microsecond to ten minutes, three digits.
-pub(crate) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are valid")
-}

@@ -36,6 +36,12 @@ impl Latency {
     }
 }
 
+/// Microseconds up to ten minutes, three digits. The bounds are fixed: a histogram that grows by itself does not grow in
+/// `saturating_record`, it clamps, and slow samples would look fast.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are valid")
+}
+
 /// What the machine does without Weir, measured in the same run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Floor {
@@ -239,6 +245,14 @@ mod tests {
         report.latency_ms = Some(Latency { p50: 3.0, p99: 3.0, p999: 3.0, max: 3.0, samples: 1 });
         report.add_floors(vec![floor(None, Some(1.0)), floor(None, Some(0.5))]);
         assert_eq!(report.floor_ratio, Some(2.0));
+    }
+
+    #[test]
+    fn slow_samples_are_not_clamped() {
+        let mut slow = histogram();
+        slow.saturating_record(5_000_000);
+        let latency = Latency::of(&slow).expect("one sample");
+        assert!(latency.max >= 4_990.0 && latency.p50 >= 4_990.0, "{latency:?}");
     }
 
     #[test]

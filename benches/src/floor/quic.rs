@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::report::histogram;
 use crate::{BenchError, Floor, Latency};
 
 /// The settings that shape throughput; the node's own ones are passed in.
@@ -82,7 +82,7 @@ async fn echo(connection: &quinn::Connection, message_bytes: usize, during: Dura
     send.write_all(b"E").await.map_err(wrong)?;
     let message = vec![0x5a; message_bytes];
     let mut answer = vec![0; message_bytes];
-    let mut histogram = Histogram::<u64>::new(3).map_err(wrong)?;
+    let mut histogram = histogram();
     let begin = Instant::now();
     while begin.elapsed() < during {
         let sent = Instant::now();

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
 use weir_client::{Client, ClientConfig, Delivery, Producer, ProducerConfig};
 
-use super::histogram;
+use crate::report::histogram;
 use crate::{BenchError, Host, Latency, Load, Payload, Report, Usage};
 
 /// What one producer did.

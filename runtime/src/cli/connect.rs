@@ -53,11 +53,14 @@ impl ConnectArgs {
     pub fn config(&self) -> Result<ClientConfig, Failure> {
         let files = self.files();
         if let Some(missing) = files.iter().find(|file| !file.exists()) {
-            return Err(Failure::usage(format!("no certificate file {}", missing.display())).next(format!(
-                "name the directory with --certs (or WEIR_CERTS), or make one: weir cert site --dir {} --client {}",
-                self.certs.display(),
-                self.principal
-            )));
+            let (dir, principal) = (self.certs.display(), &self.principal);
+            let make = if self.certs.join("ca.key").exists() {
+                format!("weir cert device {principal} --dir {dir}")
+            } else {
+                format!("weir cert site --dir {dir} --client {principal}")
+            };
+            return Err(Failure::usage(format!("no certificate file {}", missing.display()))
+                .next(format!("name the directory with --certs (or WEIR_CERTS), or make one: {make}")));
         }
         let [ca, cert, key] = &files;
         let config = ClientConfig::from_files(&self.addr, ca, cert, key);

@@ -148,11 +148,14 @@ pub(super) async fn stored_counts(admin: &Admin) -> Option<[u64; 3]> {
     Some(counts)
 }
 
-/// Short pauses: the quick start's node is away for a second, not for a minute.
+/// Short pauses: the quick start's node is away for a second, not for a minute. A killed node says no good-bye, so it is
+/// its silence that tells: with the library's own 30 s the receivers would wait that long before they look for it again.
 fn client_config(site: &Site, principal: &str) -> Result<ClientConfig, Failure> {
     let mut config = site.client_config(principal)?;
     config.connect_timeout = Duration::from_secs(1);
     config.backoff_max = Duration::from_millis(250);
+    config.transport.idle_timeout = Duration::from_secs(3);
+    config.transport.keep_alive = Duration::from_millis(750);
     Ok(config)
 }
 
