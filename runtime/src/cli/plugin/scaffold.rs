@@ -13,7 +13,7 @@ const FILES: [(&str, &str); 7] = [
     ("records.jsonl", include_str!("../templates/plugin/records.jsonl.template")),
     ("README.md", include_str!("../templates/plugin/README.md.template")),
     (".gitignore", "target/\ndist/\n"),
-    ("rustfmt.toml", "max_width = 120\n"),
+    ("rustfmt.toml", "max_width = 120\nuse_small_heuristics = \"Max\"\n"),
 ];
 
 pub(super) fn run(args: &NewArgs) -> Result<(), PluginCliError> {
