@@ -151,8 +151,7 @@ pub fn write_int(buffer: &mut Buffer<'_>, number: i64) {
 /// Beyond ±10¹² (and for what is no number) it writes `null`: no sensor measures that.
 #[inline]
 pub fn write_fixed3(buffer: &mut Buffer<'_>, number: f64) {
-    // The comparison is false for NaN as well.
-    if !(number.abs() < 1e12) {
+    if number.is_nan() || number.abs() >= 1e12 {
         return buffer.extend(b"null");
     }
     let thousandths = (number * 1000.0).round() as i64;

@@ -57,9 +57,9 @@ pub use out::Out;
 pub use payload::{Buffer, IntoKey, Json, Payload, SourceKey, WriteWith, write_with};
 pub use plugin::{NoConfig, Plugin};
 pub use record::Record;
-pub use table::Table;
 #[doc(no_inline)]
 pub use serde_json;
+pub use table::Table;
 pub use weir_plugin_macros::plugin;
 
 /// What most plugins import.
