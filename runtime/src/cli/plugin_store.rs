@@ -81,8 +81,8 @@ async fn list(json: bool, connect: &ConnectArgs) -> Result<(), Failure> {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|plugin| ["name", "version", "outputs", "bytes", "attached_to"].map(|field| text(plugin, field)))
+        .map(|plugin| ["name", "version", "bytes", "attached_to"].map(|field| text(plugin, field)))
         .collect();
-    out.write_all(table(["PLUGIN", "VERSION", "OUTPUTS", "BYTES", "ATTACHED-TO"], &rows).as_bytes())?;
+    out.write_all(table(["PLUGIN", "VERSION", "BYTES", "ATTACHED-TO"], &rows).as_bytes())?;
     Ok(())
 }
