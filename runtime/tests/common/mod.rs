@@ -272,7 +272,8 @@ impl Raw {
                     let data = Data::decode(frame.body).unwrap();
                     let cost = data.body_bytes();
                     records.extend(records_of(&data));
-                    stream.say(&Credit { bytes: cost }).await;
+                    // The end may be on its way already: then nobody needs more credit.
+                    let _ = stream.send.write_chunk(Credit { bytes: cost }.to_frame(FRAME_MAX).unwrap()).await;
                 }
                 Kind::End => return Ok(records),
                 _ => return Err(ErrorNotice::decode(frame.body).unwrap()),

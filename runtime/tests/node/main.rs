@@ -1,7 +1,7 @@
 //! The node from outside: over real QUIC, real TLS and a real directory, one process.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 mod common;
 /// The pipeline's own test guests.
 #[path = "../../pipeline/tests/pipeline/guests.rs"]

@@ -63,6 +63,11 @@ impl Session {
         Duration::from_millis(self.door.quic.handshake_timeout_ms)
     }
 
+    /// How long a stream's first frame may be on its way, and a lane may be ahead of its HELLO: a slow link is no fault.
+    pub(super) fn stream_patience(&self) -> Duration {
+        Duration::from_millis(self.door.quic.idle_timeout_ms)
+    }
+
     /// A connection that produces may have more on its way than one that only stands by.
     pub(super) fn widen(&self) {
         self.connection.set_receive_window(tls::var_int(self.door.quic.connection_window_bytes));
@@ -242,7 +247,7 @@ fn allow_more(session: &Session, used: usize, allowed: u32) -> u32 {
 /// Serves one stream by its first frame.
 async fn serve_stream(session: Arc<Session>, mut send: SendStream, recv: RecvStream) {
     let mut frames = FrameReader::new(recv, session.frame_bytes_max());
-    let first = match timeout(session.patience(), frames.next()).await {
+    let first = match timeout(session.stream_patience(), frames.next()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Err(StreamError::Protocol(error))) => return fail(&session, &mut send, &error).await,
         // Opened and left: nothing was asked.

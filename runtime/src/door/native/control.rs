@@ -52,10 +52,15 @@ pub(super) async fn serve(
         requests: JoinSet::new(),
         uploads: Uploads::new(session.door.plugin_bytes_max),
         decisions: Vec::new(),
+        told_to_go: false,
     };
     let result = control.run(frames).await;
     // What was asked for is done even if the one who asked is gone.
     control.requests.detach_all();
+    // Without a control stream nobody hears acks: whatever ended it ends the connection. A protocol error says so first.
+    if !matches!(result, Err(StreamError::Protocol(_))) {
+        session.connection.close(quinn::VarInt::from_u32(0), b"");
+    }
     result
 }
 
@@ -94,6 +99,7 @@ struct Control<'a> {
     requests: JoinSet<Outcome>,
     uploads: Uploads,
     decisions: Vec<Decision>,
+    told_to_go: bool,
 }
 
 impl Control<'_> {
@@ -201,7 +207,8 @@ impl Control<'_> {
 
     async fn on_phase(&mut self, phase: &mut watch::Receiver<Phase>) -> Result<(), StreamError> {
         let now = *phase.borrow_and_update();
-        if now == Phase::Draining {
+        // A short drain may be over before this task looked: GO_AWAY is said all the same.
+        if now != Phase::Open && !std::mem::replace(&mut self.told_to_go, true) {
             let message = "the node is shutting down; finish what is in flight and reconnect later".to_owned();
             let notice = GoAway { code: Code::ShuttingDown, message };
             send_message(self.send, &notice, self.session.frame_bytes_max()).await?;

@@ -53,7 +53,7 @@ enum Unready {
 
 async fn prepare(session: &Arc<Session>, open: &LaneOpen) -> Result<Lane, Unready> {
     // A lane may overtake the HELLO it belongs to.
-    let hello = tokio::time::timeout(session.patience(), session.hello.wait()).await;
+    let hello = tokio::time::timeout(session.stream_patience(), session.hello.wait()).await;
     let missing = ProtocolError::UnexpectedKind { found: Kind::LaneOpen, wanted: "HELLO on a control stream" };
     let producer = hello.map_err(|_| Unready::Protocol(missing))?;
     let Some((producer, epoch)) = producer else {

@@ -50,7 +50,7 @@ pub(super) async fn serve(
     subscribe: Subscribe,
 ) -> Result<(), StreamError> {
     // The control stream's HELLO may still be on its way.
-    if tokio::time::timeout(session.patience(), session.hello.wait()).await.is_err() {
+    if tokio::time::timeout(session.stream_patience(), session.hello.wait()).await.is_err() {
         let wanted = "HELLO on a control stream";
         return Err(ProtocolError::UnexpectedKind { found: Kind::Subscribe, wanted }.into());
     }
