@@ -68,6 +68,9 @@ impl Shared {
     }
 }
 
+/// Name of the thread that owns the log: when it panics, nothing more is answered.
+pub const LOG_THREAD: &str = "weir-log";
+
 /// Owns the log thread and the background reader. Dropping it shuts down like [`Log::shutdown`], but only logs an error.
 pub struct Log {
     shared: Arc<Shared>,
@@ -96,7 +99,7 @@ impl Log {
             probe,
         });
         let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), _lock: lock };
-        let spawned = std::thread::Builder::new().name("weir-log".to_owned()).spawn(move || driver.run());
+        let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
         Ok((Log { shared, thread: Some(thread) }, report))

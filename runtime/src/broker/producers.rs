@@ -3,6 +3,9 @@
 //! The id and epoch are durable before a connection learns them. A new connection of a name fences the older one: from
 //! then on the older one's batches are refused, and the new one starts only when those already on their way are
 //! decided. Otherwise a zombie's batch could take a sequence that the new connection was just told is free.
+//!
+//! At `producers_max` names those that nobody is connected under are forgotten, made-up ones (`auto-…`) first, then the longest
+//! unused: one-off clients must not use up the node. A forgotten name starts again at sequence 0 under a new id.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -17,6 +20,8 @@ use super::writer::{LogWriter, lock};
 
 /// Bytes of a producer name.
 const PRODUCER_NAME_BYTES_MAX: usize = 256;
+/// How names begin that a client made up for one run.
+const MADE_UP: &str = "auto-";
 /// The first id: ids below are kept for the node itself.
 const FIRST_ID: u64 = 1_000;
 
@@ -28,6 +33,8 @@ pub struct Producer {
     principal: Arc<str>,
     /// The epoch whose batches are taken.
     epoch: AtomicI32,
+    /// When its epoch last rose, counted in registrations of this run; 0: before it.
+    used_at: AtomicU64,
     /// Batches handed to pipeline or log and not yet decided.
     in_flight: AtomicU64,
     drained: Notify,
@@ -84,7 +91,11 @@ struct State {
     by_name: HashMap<(Arc<str>, Arc<str>), Arc<Producer>>,
     by_id: HashMap<i64, Arc<Producer>>,
     next_id: u64,
+    registrations: u64,
 }
+
+/// A name and the principal it belongs to.
+type FullName = (Arc<str>, Arc<str>);
 
 impl Producers {
     /// Reads all producers from the log's metadata.
@@ -118,12 +129,13 @@ impl Producers {
         }
         let (producer, epoch, pending) = {
             let mut state = lock(&self.state);
+            let forgotten = state.make_room(principal, name, self.producers_max);
             let (producer, epoch) = state.raise(principal, name, self.producers_max)?;
             let value = Writer::value().i64(producer.id).u32(epoch as u32).done();
-            let meta = vec![
-                MetaOp::Put { key: key(principal, name), value },
-                MetaOp::Put { key: meta::NEXT_PRODUCER.to_vec(), value: meta::counter(state.next_id) },
-            ];
+            let mut meta: Vec<MetaOp> =
+                forgotten.iter().map(|(principal, name)| MetaOp::Delete { key: key(principal, name) }).collect();
+            meta.push(MetaOp::Put { key: key(principal, name), value });
+            meta.push(MetaOp::Put { key: meta::NEXT_PRODUCER.to_vec(), value: meta::counter(state.next_id) });
             // Queued under the lock: the higher epoch is also the later write.
             (producer, epoch, writer.submit_meta(meta))
         };
@@ -147,12 +159,34 @@ impl State {
             id,
             principal: principal.clone(),
             epoch: AtomicI32::new(epoch),
+            used_at: AtomicU64::new(self.registrations),
             in_flight: AtomicU64::new(0),
             drained: Notify::new(),
         });
         self.by_id.insert(id, producer.clone());
         self.by_name.insert((principal, Arc::from(name)), producer.clone());
         producer
+    }
+
+    /// At the limit, forgets a sixteenth of the names, so that the scan is rare. Names in use stay, whatever their number.
+    fn make_room(&mut self, principal: &Arc<str>, name: &str, max: usize) -> Vec<FullName> {
+        self.registrations += 1;
+        if self.by_id.len() < max || self.by_name.contains_key(&(principal.clone(), Arc::from(name))) {
+            return Vec::new();
+        }
+        // The two maps hold one reference each; every other is a connection, a lane or a batch on its way.
+        let unused = self.by_name.iter().filter(|(_, producer)| Arc::strong_count(producer) <= 2);
+        let mut unused: Vec<(bool, u64, FullName)> = unused
+            .map(|(name, producer)| (!name.1.starts_with(MADE_UP), producer.used_at.load(Ordering::Relaxed), name.clone()))
+            .collect();
+        unused.sort_unstable();
+        unused.truncate((max / 16).max(1));
+        for (_, _, name) in &unused {
+            if let Some(producer) = self.by_name.remove(name) {
+                self.by_id.remove(&producer.id);
+            }
+        }
+        unused.into_iter().map(|(_, _, name)| name).collect()
     }
 
     /// The producer of the name with its next epoch. After 32,767 connections the name gets a new id, whose lanes start
@@ -162,6 +196,7 @@ impl State {
         if let Some(producer) = &known {
             let epoch = producer.epoch.load(Ordering::SeqCst) + 1;
             if let Ok(epoch) = i16::try_from(epoch) {
+                producer.used_at.store(self.registrations, Ordering::Relaxed);
                 producer.epoch.store(i32::from(epoch), Ordering::SeqCst);
                 return Ok((producer.clone(), epoch));
             }
@@ -218,6 +253,25 @@ mod tests {
         let (b, _) = state.raise(&Arc::from("b"), "unit", 2).unwrap();
         assert_ne!(a.id, b.id);
         assert!(matches!(state.raise(&Arc::from("c"), "unit", 2), Err(Refusal::Quota { .. })));
+    }
+
+    #[test]
+    fn unused_names_make_room_made_up_ones_first() {
+        let mut state = state();
+        let principal: Arc<str> = Arc::from("a");
+        let register = |state: &mut State, name: &str| {
+            let forgotten = state.make_room(&principal, name, 3);
+            let forgotten: Vec<String> = forgotten.iter().map(|(_, name)| name.to_string()).collect();
+            (state.raise(&principal, name, 3).map(|(producer, _)| producer), forgotten)
+        };
+        let oldest = register(&mut state, "gateway").0.unwrap();
+        drop(register(&mut state, "van"));
+        drop(register(&mut state, "auto-1"));
+        assert_eq!(register(&mut state, "van").1, [""; 0], "a known name needs no room");
+        assert_eq!(register(&mut state, "auto-2").1, ["auto-1"]);
+        assert_eq!(register(&mut state, "truck").1, ["auto-2"]);
+        assert_eq!(register(&mut state, "car").1, ["van"], "the gateway is connected");
+        assert_eq!(register(&mut state, "gateway").0.unwrap().id, oldest.id);
     }
 
     #[test]

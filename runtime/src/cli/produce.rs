@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio::sync::mpsc;
-use weir_client::{Codec, Delivery, Producer, ProducerConfig, Record};
+use weir_client::{Client, Codec, Delivery, Producer, ProducerConfig, Record};
 
 use super::{ConnectArgs, Exit, Failure, format};
 
@@ -87,6 +87,9 @@ fn size(text: &str) -> Result<usize, String> {
     parsed.filter(|bytes| *bytes > 0).ok_or_else(|| "write a size such as 64KiB".to_owned())
 }
 
+/// Room for a few batches, however many lanes share the memory.
+const BUFFER_BYTES_MIN: usize = 1 << 20;
+
 /// What was read and what became of it.
 #[derive(Debug, Default)]
 struct Summary {
@@ -115,13 +118,13 @@ pub(super) async fn run(args: ProduceArgs) -> Result<(), Failure> {
         Compression::None => Codec::None,
         Compression::Zstd => Codec::Zstd(ZSTD_LEVEL),
     };
-    let producer = client.producer(config).await.map_err(|error| args.connect.failure(error))?;
+    let lanes = Lanes::open(&args, &client, config).await?;
     let (pending, acknowledgements) = mpsc::channel(PENDING_MAX);
     let begin = Instant::now();
     let books = tokio::spawn(keep_books(acknowledgements, args.connect.clone()));
-    let read = read_all(&args, &producer, pending).await;
+    let read = read_all(&args, &lanes, pending).await;
     // Whatever ended the reading, what was handed over is flushed first.
-    let flushed = producer.flush().await.map_err(|error| args.connect.failure(error));
+    let flushed = lanes.flush().await.map_err(|error| args.connect.failure(error));
     let (promised, kept) = match books.await {
         Ok(books) => books,
         Err(error) => return Err(Failure::new(Exit::Failed, error)),
@@ -134,15 +137,74 @@ pub(super) async fn run(args: ProduceArgs) -> Result<(), Failure> {
                 .next(format!("{durable} records before it are durable; --producer-name with --resume sends the rest once")));
         }
     };
-    let _ = producer.close().await;
+    lanes.close().await;
     report(&args, &summary, &promised, begin.elapsed())
 }
 
+/// The lanes of one run. Without a producer name it is one. With a name there is a lane a partition, and a line's partition depends
+/// on nothing but the line and its number: so the sequence of a lane counts the lines of its partition, and a later run with
+/// `--resume` knows exactly which lines are durable.
+struct Lanes {
+    producers: Vec<Producer>,
+    partitioned: bool,
+}
+
+impl Lanes {
+    async fn open(args: &ProduceArgs, client: &Client, config: ProducerConfig) -> Result<Lanes, Failure> {
+        let failure = |error| args.connect.failure(error);
+        let buffer_bytes = config.buffer_bytes;
+        let first = client.producer(config.clone()).await.map_err(failure)?;
+        let partitions = first.partitions();
+        let mut lanes = Lanes { producers: vec![first], partitioned: args.producer_name.is_some() && args.partition.is_none() };
+        if !lanes.partitioned {
+            return Ok(lanes);
+        }
+        for lane in 1..partitions {
+            let mut config = config.clone();
+            config.lane = lane;
+            config.buffer_bytes = (buffer_bytes / partitions as usize).max(BUFFER_BYTES_MIN);
+            let opened = client.producer(config).await.map_err(|error| {
+                failure(error).next(format!(
+                    "--producer-name takes a lane for each of the {partitions} partitions; --partition needs only one"
+                ))
+            })?;
+            lanes.producers.push(opened);
+        }
+        Ok(lanes)
+    }
+
+    /// Lane of the line with this number, and its record with the partition filled in.
+    fn place<'a>(&self, number: u64, record: Record<'a>) -> (usize, Record<'a>) {
+        if !self.partitioned {
+            return (0, record);
+        }
+        let count = self.producers.len() as u32;
+        let partition = match record.key {
+            Some(key) => weir_batch::partition_for_key(key, count),
+            None => (number % u64::from(count)) as u32,
+        };
+        (partition as usize, Record { partition: Some(partition), ..record })
+    }
+
+    async fn flush(&self) -> Result<(), weir_client::ClientError> {
+        for lane in &self.producers {
+            lane.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn close(self) {
+        for lane in self.producers {
+            let _ = lane.close().await; // flushed before; what is left is a goodbye
+        }
+    }
+}
+
 /// Reads until the end of the input or Ctrl-C.
-async fn read_all(args: &ProduceArgs, producer: &Producer, pending: mpsc::Sender<Delivery>) -> Result<Summary, Failure> {
+async fn read_all(args: &ProduceArgs, lanes: &Lanes, pending: mpsc::Sender<Delivery>) -> Result<Summary, Failure> {
     let mut input = open(args).await?;
     let mut summary = Summary::default();
-    let mut skip = if args.resume { producer.next_sequence() } else { 0 };
+    let mut durable: Vec<u64> = lanes.producers.iter().map(|lane| if args.resume { lane.next_sequence() } else { 0 }).collect();
     let mut pace = args.rate.map(|rate| (Instant::now(), f64::from(rate)));
     let mut line = Vec::new();
     let headers: Vec<(&[u8], Option<&[u8]>)> =
@@ -166,8 +228,11 @@ async fn read_all(args: &ProduceArgs, producer: &Producer, pending: mpsc::Sender
         if line.last() == Some(&b'\n') {
             line.pop();
         }
-        if skip > 0 {
-            skip -= 1;
+        let number = summary.lines + summary.skipped;
+        let record = record(args, &headers, &line);
+        let (lane, record) = lanes.place(number, record);
+        if durable[lane] > 0 {
+            durable[lane] -= 1;
             summary.skipped += 1;
             continue;
         }
@@ -177,7 +242,7 @@ async fn read_all(args: &ProduceArgs, producer: &Producer, pending: mpsc::Sender
         }
         summary.lines += 1;
         summary.bytes += line.len() as u64;
-        let delivery = producer.send(record(args, &headers, &line)).await.map_err(|error| args.connect.failure(error))?;
+        let delivery = lanes.producers[lane].send(record).await.map_err(|error| args.connect.failure(error))?;
         if pending.send(delivery).await.is_err() {
             // The bookkeeper met an error; it tells.
             return Ok(summary);

@@ -45,7 +45,20 @@ pub(super) fn run(args: ServeArgs, verbosity: u8) -> Result<(), Failure> {
         config.trace.level = if verbosity == 1 { "debug,quinn=info,wasmtime=info" } else { "trace" }.to_owned();
     }
     logs::init(&config.trace);
+    end_with_the_log();
     block_on(serve(config))
+}
+
+/// A node whose log thread has panicked can acknowledge nothing and answer nobody: it ends at once, so that whoever supervises it
+/// starts it again, and the start recovers everything that was acknowledged.
+fn end_with_the_log() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().name() == Some(weir_storage::LOG_THREAD) {
+            std::process::abort();
+        }
+    }));
 }
 
 fn load(file: Option<PathBuf>, overrides: Vec<String>) -> Result<Config, Failure> {

@@ -60,6 +60,12 @@ pub(super) fn relations(config: &Config, origins: &Origins) -> Result<(), Config
 /// What one value must look like by itself.
 fn single_values(config: &Config, origins: &Origins) -> Result<(), ConfigError> {
     let (log, quic) = (&config.log, &config.quic);
+    let in_flight = config.limits.batches_in_flight_max;
+    if usize::from(in_flight) > weir_storage::REMEMBERED_MAX {
+        // A resend of more batches than the log remembers could not be told the offsets it already has.
+        let wanted = format!("at most {}", weir_storage::REMEMBERED_MAX);
+        return Err(origins.wrong("limits.batches_in_flight_max", wanted, in_flight.to_string()));
+    }
     if log.segment_bytes % 4096 != 0 {
         let wanted = "a multiple of 4096".to_owned();
         return Err(origins.wrong("log.segment_bytes", wanted, log.segment_bytes.to_string()));

@@ -105,7 +105,7 @@ impl NativeDoor {
         plugin_bytes_max: u64,
     ) -> Result<NativeDoor, DoorError> {
         let server = tls::server_config(&quic)?;
-        let (endpoint, address) = bind(&quic, server)?;
+        let (endpoint, address) = bind(&quic, tls::endpoint_config(&quic)?, server)?;
         let (phase, heard) = watch::channel(Phase::Open);
         let admission = Admission::new(quic.connections_max, quic.connections_per_address_max, quic.retry_above_connections);
         let door = Arc::new(Door { broker, status, quic, limits, plugin_bytes_max, phase: heard, admission });
@@ -148,7 +148,7 @@ impl NativeDoor {
     }
 }
 
-fn bind(quic: &QuicConfig, server: quinn::ServerConfig) -> Result<(Endpoint, SocketAddr), DoorError> {
+fn bind(quic: &QuicConfig, endpoint: EndpointConfig, server: quinn::ServerConfig) -> Result<(Endpoint, SocketAddr), DoorError> {
     let listen = |source| DoorError::Listen { listen: quic.listen.clone(), source };
     let invalid = |_| listen(std::io::Error::from(std::io::ErrorKind::InvalidInput));
     let address: SocketAddr = quic.listen.parse().map_err(invalid)?;
@@ -156,7 +156,7 @@ fn bind(quic: &QuicConfig, server: quinn::ServerConfig) -> Result<(Endpoint, Soc
     // The kernel may grant less; then a burst is lost and sent again.
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-    let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime)).map_err(listen)?;
+    let endpoint = Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(listen)?;
     let address = endpoint.local_addr().map_err(listen)?;
     Ok((endpoint, address))
 }
