@@ -4,7 +4,7 @@
 SHELL   := /bin/bash
 CARGO   ?= cargo
 SECONDS_PER_FUZZ_TARGET ?= 60
-SEEDS   ?= 10000
+SEEDS   ?= 400
 ROUNDS  ?= 50
 
 .PHONY: help quickstart test build plugins setup check unit sim crash fuzz bench clean
@@ -34,14 +34,15 @@ check: setup ## formatting and lints only
 unit: setup ## the tests of the workspace
 	$(CARGO) test --workspace --locked
 
-sim: setup ## the storage simulator: SEED=n runs one seed, SEEDS=n that many
+sim: setup ## the storage simulator: SEED=n runs one seed, SEEDS=n that many (400 seeds are about 10,000 crashes)
 ifdef SEED
 	$(CARGO) run --quiet --locked -p weir-storage --features sim --bin weir-sim -- --seed $(SEED)
 else
 	$(CARGO) run --quiet --locked -p weir-storage --features sim --bin weir-sim -- --seeds $(SEEDS)
 endif
 
-crash: plugins ## ROUNDS rounds of SIGKILL under load against the real binary
+crash: build ## ROUNDS rounds of SIGKILL under load against the real binary
+	$(CARGO) build --release --locked -p weir-tests
 	@target/release/weir-crash --rounds $(ROUNDS) --weir target/release/weir
 
 fuzz: setup ## every fuzz target for a minute
