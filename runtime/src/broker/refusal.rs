@@ -181,7 +181,7 @@ impl Refusal {
             AppendError::UnknownPartition(partition) => {
                 Refusal::UnknownTopic { topic: format!("(deleted, partition number {partition})") }
             }
-            AppendError::TooLarge { bytes, max } => Refusal::BatchTooLarge { bytes: bytes as u64, max: max as u64 },
+            AppendError::TooLarge { bytes, max } => Refusal::BatchTooLarge { bytes, max },
             AppendError::Full => Refusal::StorageFull,
             AppendError::LogFailed { reason } => Refusal::StorageFailed { reason },
             AppendError::ShuttingDown => Refusal::ShuttingDown,

@@ -86,10 +86,7 @@ fn module_of(messages: &str) -> Option<PathBuf> {
     let artifacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let artifacts = artifacts.filter(|message| message["reason"] == "compiler-artifact");
     let files = artifacts.filter_map(|artifact| artifact["filenames"].as_array().cloned()).flatten();
-    files
-        .filter_map(|file| file.as_str().map(PathBuf::from))
-        .filter(|file| file.extension().is_some_and(|e| e == "wasm"))
-        .next_back()
+    files.filter_map(|file| file.as_str().map(PathBuf::from)).rfind(|file| file.extension().is_some_and(|e| e == "wasm"))
 }
 
 /// A node would compile it, link it and find its exports.
