@@ -114,7 +114,7 @@ async fn acks_of_one_commit_share_a_frame_and_a_live_reader_sees_them_all() {
     let partitions = vec![(0, Start::Earliest)];
     let subscribe = weir_protocol::Subscribe { topic: "t".into(), live: true, credit_bytes: 1 << 20, partitions };
     stream.say(&subscribe).await;
-    let expected: Vec<String> = (0..40).map(|number| format!("r{number}")).collect();
+    let expected: Vec<String> = (0..30).map(|number| format!("r{number}")).collect();
     for (sequence, value) in expected.iter().enumerate() {
         lane.say(&message(sequence as u64, &[value])).await;
     }
