@@ -305,7 +305,15 @@ impl LaneCore {
                 let (topic, reason) = (self.topic.name.to_string(), failure.to_string());
                 return Err(Refusal::Rejected { topic, reason });
             }
-            Err(error) => return Err(Refusal::Quota { what: format!("the pipeline of {:?}: {error}", &*self.topic.name) }),
+            Err(RunError::BadInput(error)) => return Err(Refusal::CorruptBatch { reason: error.to_string() }),
+            Err(RunError::TooLarge { bytes, max }) => {
+                return Err(Refusal::BatchTooLarge { bytes: bytes as u64, max: max as u64 });
+            }
+            Err(RunError::ShuttingDown) => return Err(Refusal::ShuttingDown),
+            // A plugin asks for it again, or everything is busy: the client sends it again later.
+            Err(error) => {
+                return Err(Refusal::Quota { what: format!("the pipeline of {:?}: {error}", &*self.topic.name) });
+            }
         };
         routing::say(&output);
         let mark = self.mark(&checked.id, checked.partition);

@@ -36,7 +36,7 @@ async fn a_publish_in_the_first_flight_is_stored_once_however_often_it_comes() {
     let mut codes = Vec::new();
     for _ in 0..3 {
         let connecting = endpoint.connect(site.addr(), "localhost").unwrap();
-        let (connection, accepted) = connecting.into_0rtt().ok().expect("a session to resume");
+        let (connection, accepted) = connecting.into_0rtt().expect("a session to resume");
         let mut stream = Stream::of(connection.open_bi().await.unwrap());
         stream.say(&publish(welcome.producer_id, welcome.producer_epoch, 1, &["b"])).await;
         stream.send.finish().unwrap();
