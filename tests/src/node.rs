@@ -168,9 +168,16 @@ impl Node {
         self.child.wait()
     }
 
-    /// Waits for the end of a node that is expected to refuse to start.
-    pub fn wait(mut self) -> std::io::Result<ExitStatus> {
-        self.child.wait()
+    /// The end of a node that is expected to refuse to start; `None` if it serves instead.
+    pub fn refused(mut self) -> std::io::Result<Option<ExitStatus>> {
+        let begin = Instant::now();
+        while begin.elapsed() < READY_MAX {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(None)
     }
 }
 

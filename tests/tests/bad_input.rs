@@ -12,8 +12,8 @@ fn site(dir: &Path, more: &str) -> Site {
 
 /// Starts a node that must refuse, and returns what it said.
 fn refusal(site: &Site) -> String {
-    let status = site.spawn().unwrap().wait().unwrap();
-    assert!(!status.success(), "weir serve should have refused:\n{}", site.log());
+    let status = site.spawn().unwrap().refused().unwrap();
+    assert!(status.is_some_and(|status| !status.success()), "weir serve should have refused:\n{}", site.log());
     site.log()
 }
 
@@ -60,7 +60,9 @@ fn segment_of_another_volume_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, theirs) = (site(&dir.path().join("a"), ""), site(&dir.path().join("b"), ""));
     for site in [&ours, &theirs] {
-        site.start().unwrap().stop().unwrap();
+        let node = site.start().unwrap();
+        site.ok(&["topic", "create", "t.x"], "");
+        node.stop().unwrap();
     }
     let segment = first_file(&theirs.data().join("wal"));
     let target = ours.data().join("wal").join("00099.wal");

@@ -144,6 +144,14 @@ fn leave(shared: &Shared, connected: &mut Connected, exit: &Exit) {
     }
 }
 
+/// The server said: later.
+#[derive(Default)]
+struct Pause {
+    until: Option<Instant>,
+    /// Its words, until something is acknowledged again: the answer to "why did it take so long?".
+    reason: Option<String>,
+}
+
 /// What the state wants done.
 enum Step {
     Write,
@@ -156,15 +164,16 @@ async fn write(shared: &Arc<Shared>, connected: &mut Connected, backoff: &mut Ba
     let closed = session.connection.closed();
     tokio::pin!(closed);
     let mut chunks: Vec<Bytes> = Vec::new();
-    let (mut paused_until, mut settled_before) = (None, u64::MAX);
+    let (mut pause, mut settled_before) = (Pause::default(), u64::MAX);
     loop {
         let step = {
             let mut state = shared.lock();
             if state.settled_batches > settled_before {
                 backoff.reset();
+                pause.reason = None;
             }
             settled_before = state.settled_batches;
-            let step = decide(shared, &mut state, session, &mut paused_until, backoff, &mut chunks);
+            let step = decide(shared, &mut state, session, &mut pause, backoff, &mut chunks);
             shared.settle_quietly(state);
             step
         };
@@ -203,7 +212,7 @@ fn decide(
     shared: &Shared,
     state: &mut State,
     session: &Session,
-    paused_until: &mut Option<Instant>,
+    pause: &mut Pause,
     backoff: &mut Backoff,
     chunks: &mut Vec<Bytes>,
 ) -> Step {
@@ -219,27 +228,26 @@ fn decide(
                 return Step::Exit(Exit::Again(refused(nack)));
             }
             if let Some(nack) = refusals.pause {
-                let pause: Duration = backoff.next_pause();
-                tracing::debug!(code = %nack.code, message = nack.message, ?pause, "sending again after a pause");
-                *paused_until = Some(now + pause);
+                let length: Duration = backoff.next_pause();
+                tracing::debug!(code = %nack.code, message = nack.message, pause = ?length, "sending again after a pause");
+                *pause = Pause { until: Some(now + length), reason: Some(nack.message) };
             }
         }
         Ok(None) => {}
     }
     if state.is_expired(now) {
-        let last = "the server has not acknowledged it";
-        let error =
-            ClientError::TimedOut { what: "delivering a record", after: shared.config.delivery_timeout, last: last.to_owned() };
+        let last = pause.reason.take().unwrap_or_else(|| "the server has not acknowledged it".to_owned());
+        let error = ClientError::TimedOut { what: "delivering a record", after: shared.config.delivery_timeout, last };
         state.give_up(&error, now);
         return Step::Exit(Exit::Again(error));
     }
     if state.closing && !state.has_work() {
         return Step::Exit(Exit::Closed);
     }
-    if let Some(until) = paused_until.filter(|until| *until > now) {
+    if let Some(until) = pause.until.filter(|until| *until > now) {
         return Step::Wait(Some(state.wake_at(now).map_or(until, |at| at.min(until))));
     }
-    *paused_until = None;
+    pause.until = None;
     match state.collect(now, chunks) {
         Err(error) => Step::Exit(Exit::Fatal(error.into())),
         Ok(()) if !chunks.is_empty() => Step::Write,
