@@ -4,6 +4,7 @@
 //! `admin`.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -80,11 +81,30 @@ impl ConnectArgs {
     pub async fn connect_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, Failure> {
         let mut config = self.config()?;
         change(&mut config);
-        Client::connect(config).await.map_err(|error| self.failure(error))
+        let client = Client::connect(config).await.map_err(|error| self.failure(error))?;
+        open().push(client.clone());
+        Ok(client)
     }
 
     /// A client's error as a command's end.
     pub fn failure(&self, error: weir_client::ClientError) -> Failure {
         Failure::from_client(error, &self.addr)
+    }
+}
+
+/// Clients of this command that have not been closed.
+static OPEN: Mutex<Vec<Client>> = Mutex::new(Vec::new());
+/// How long closing frames may take to leave before the program ends anyway.
+const GOODBYE_MAX: Duration = Duration::from_millis(200);
+
+fn open() -> MutexGuard<'static, Vec<Client>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says goodbye on every connection of this command, however it ended: otherwise the node would keep each until its idle timeout.
+pub(super) async fn close_all() {
+    let clients = std::mem::take(&mut *open());
+    for client in clients {
+        let _ = tokio::time::timeout(GOODBYE_MAX, client.close()).await;
     }
 }

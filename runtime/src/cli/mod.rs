@@ -131,7 +131,11 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot start the executor: {error}")))?;
-    let result = runtime.block_on(future);
+    let result = runtime.block_on(async {
+        let result = future.await;
+        connect::close_all().await;
+        result
+    });
     // A blocked read of standard input must not keep the program from ending.
     runtime.shutdown_background();
     result
