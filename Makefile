@@ -4,7 +4,7 @@
 SHELL   := /bin/bash
 CARGO   ?= cargo
 SECONDS_PER_FUZZ_TARGET ?= 60
-SEEDS   ?= 400
+SEEDS   ?= 404
 ROUNDS  ?= 50
 
 .PHONY: help quickstart test build plugins setup check unit sim crash fuzz bench clean
@@ -34,7 +34,7 @@ check: setup ## formatting and lints only
 unit: setup ## the tests of the workspace
 	$(CARGO) test --workspace --locked
 
-sim: setup ## the storage simulator: SEED=n runs one seed, SEEDS=n that many (400 seeds are about 10,000 crashes)
+sim: setup ## the storage simulator: SEED=n runs one seed, SEEDS=n that many (404 seeds are about 10,000 crashes)
 ifdef SEED
 	$(CARGO) run --quiet --locked -p weir-storage --features sim --bin weir-sim -- --seed $(SEED)
 else
