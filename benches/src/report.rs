@@ -1,5 +1,6 @@
 //! A run's result: one JSON object for machines, one table for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use hdrhistogram::Histogram;
@@ -78,6 +79,8 @@ pub struct Report {
     pub floors: Vec<Floor>,
     /// Throughput: of the slowest floor, reached. Latency: p50 over the sum of the floors' p50.
     pub floor_ratio: Option<f64>,
+    /// What only this profile measures; each name ends in its unit, such as `restart_seconds`.
+    pub figures: BTreeMap<&'static str, f64>,
     /// Batches refused or lost.
     pub errors: u64,
     /// Of the node, at the end; null where it runs elsewhere.
@@ -121,6 +124,7 @@ impl Report {
             latency_ms: None,
             floors: Vec::new(),
             floor_ratio: None,
+            figures: BTreeMap::new(),
             errors: 0,
             server_rss_bytes: None,
             server_cpu_seconds: None,
@@ -179,6 +183,9 @@ impl Report {
                 "latency",
                 format!("p50 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3} ms ({} samples)", l.p50, l.p99, l.p999, l.max, l.samples),
             );
+        }
+        for (name, value) in &self.figures {
+            row(name, format!("{value:.3}"));
         }
         for floor in &self.floors {
             let throughput = floor.bytes_per_second.map(|bytes| format!("{:.1} MB/s", bytes / 1e6));
