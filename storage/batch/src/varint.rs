@@ -58,22 +58,38 @@ impl<'a> Cursor<'a> {
     /// A zig-zag number of at most 5 bytes that fits 32 bits.
     #[inline]
     pub(crate) fn int(&mut self) -> Option<i32> {
-        // Nearly all lengths and deltas fit one byte.
-        if let Some((&first, rest)) = self.rest.split_first()
-            && first < 0x80
-        {
-            self.rest = rest;
-            return i32::try_from(unzigzag(first.into())).ok();
+        match self.short() {
+            Some(value) => Some(unzigzag(value) as i32),
+            None => i32::try_from(unzigzag(self.unsigned(5)?)).ok(),
         }
-        i32::try_from(unzigzag(self.unsigned(5)?)).ok()
     }
 
     /// A zig-zag number of at most 10 bytes.
     #[inline]
     pub(crate) fn long(&mut self) -> Option<i64> {
-        self.unsigned(10).map(unzigzag)
+        match self.short() {
+            Some(value) => Some(unzigzag(value)),
+            None => self.unsigned(10).map(unzigzag),
+        }
     }
 
+    /// A number of one or two bytes, which nearly all lengths and deltas are.
+    #[inline]
+    fn short(&mut self) -> Option<u64> {
+        match *self.rest {
+            [first, ref rest @ ..] if first < 0x80 => {
+                self.rest = rest;
+                Some(first.into())
+            }
+            [first, second, ref rest @ ..] if second < 0x80 => {
+                self.rest = rest;
+                Some(u64::from(first & 0x7f) | u64::from(second) << 7)
+            }
+            _ => None,
+        }
+    }
+
+    #[cold]
     fn unsigned(&mut self, bytes_max: usize) -> Option<u64> {
         let mut value = 0_u64;
         for (at, &byte) in self.rest.iter().take(bytes_max).enumerate() {
