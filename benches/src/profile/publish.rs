@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
-use weir_client::{Client, ClientConfig, Delivery, Producer, ProducerConfig};
+use weir_client::{Client, ClientConfig, Delivery, Producer, ProducerConfig, Sockets};
 
 use crate::report::histogram;
 use crate::{BenchError, Host, Latency, Load, Payload, Report, Usage};
@@ -67,10 +67,11 @@ pub async fn publish(config: &ClientConfig, load: &Load, host: Host) -> Result<R
 pub(crate) async fn producers(config: &ClientConfig, load: &Load) -> Result<Vec<Producer>, BenchError> {
     let mut producers = Vec::new();
     let run = fastrand::u64(..);
+    let sockets = Sockets::open()?;
     for connection in 0..load.connections {
         let mut config = config.clone();
         config.producer_name = Some(format!("bench-{run:016x}-{connection}"));
-        let client = Client::connect(config).await?;
+        let client = Client::over(&sockets, config)?;
         for lane in 0..load.producers {
             let mut config = ProducerConfig::new(&load.topic);
             config.lane = lane;

@@ -119,7 +119,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Plugin(PluginCommand::Store(command)) => block_on(plugin_store::run(command)),
         Command::Pipeline(args) => block_on(pipeline::run(args)),
         Command::Cert(args) => cert::run(args),
-        Command::Bench(args) => block_on(bench::run(args)),
+        Command::Bench(args) => block_on_one_thread(bench::run(args)),
         Command::Completion { shell } => completion(shell),
         Command::Version { json } => version(json),
     }
@@ -127,7 +127,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Runs a command's future on an executor of its own.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    run_on(tokio::runtime::Builder::new_multi_thread(), future)
+}
+
+/// The same on the calling thread alone: a load generator that wakes other threads for each answer measures itself.
+fn block_on_one_thread<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    run_on(tokio::runtime::Builder::new_current_thread(), future)
+}
+
+fn run_on<T>(mut executor: tokio::runtime::Builder, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = executor
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot start the executor: {error}")))?;

@@ -4,11 +4,11 @@
 //! need no identity on the server; the first producer makes a second connection under a random name.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Weak},
 };
 
-use quinn::{ConnectionError, Endpoint};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use crate::{
@@ -28,22 +28,89 @@ pub(crate) struct Inner {
     pub(crate) config: ClientConfig,
     pub(crate) tls: Tls,
     pub(crate) producer_name: String,
-    endpoint_v4: Endpoint,
-    endpoint_v6: Option<Endpoint>,
+    sockets: Sockets,
     /// A session lives as long as its control reader.
     general: AsyncMutex<Weak<Session>>,
     producing: AsyncMutex<Weak<Session>>,
 }
 
+/// The UDP sockets that connections leave from. Each client has its own unless it is told to share them: a program with
+/// many clients (a gateway that speaks for its devices, a load generator) reads one socket instead of hundreds.
+#[derive(Debug, Clone)]
+pub struct Sockets {
+    v4: Endpoint,
+    v6: Option<Endpoint>,
+}
+
+/// Bytes that wait in a socket while the program is busy; the kernel may grant less.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+impl Sockets {
+    /// Opens them on free ports. Needs a tokio runtime around it, which serves the connections.
+    pub fn open() -> Result<Sockets, ClientError> {
+        let any =
+            |v6: bool| -> SocketAddr { if v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() } };
+        let v4 = bind(any(false)).and_then(endpoint).map_err(|error| ClientError::Config {
+            what: "addr".to_owned(),
+            reason: format!("no UDP socket can be opened ({error}); check limits and permissions"),
+        })?;
+        // A machine without IPv6 has none, and needs none.
+        let v6 = bind(any(true)).and_then(endpoint).ok();
+        Ok(Sockets { v4, v6 })
+    }
+
+    /// Moves to other ports, as a vehicle does when its network changes; connections go on from there.
+    pub fn rebind(&self) -> std::io::Result<()> {
+        for endpoint in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            let mut any = endpoint.local_addr()?;
+            any.set_port(0);
+            endpoint.rebind(bind(any)?)?;
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        for endpoint in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            endpoint.close(0u32.into(), b"");
+        }
+    }
+
+    async fn wait_idle(&self) {
+        for endpoint in [Some(&self.v4), self.v6.as_ref()].into_iter().flatten() {
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+fn bind(any: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(any)?;
+    // Without it a burst is lost and sent again.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    Ok(socket)
+}
+
+fn endpoint(socket: UdpSocket) -> std::io::Result<Endpoint> {
+    Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
+}
+
 /// Closes the connections once the last client, producer, consumer and admin is gone.
 struct LastOne {
-    endpoints: [Option<Endpoint>; 2],
+    inner: Arc<Inner>,
+    /// The sockets belong to this client alone.
+    owns_sockets: bool,
 }
 
 impl Drop for LastOne {
     fn drop(&mut self) {
-        for endpoint in self.endpoints.iter().flatten() {
-            endpoint.close(0u32.into(), b"");
+        if self.owns_sockets {
+            return self.inner.sockets.close();
+        }
+        for slot in [&self.inner.general, &self.inner.producing] {
+            // Nobody is left who could hold the lock.
+            if let Some(session) = slot.try_lock().ok().and_then(|slot| slot.upgrade()) {
+                session.connection.close(0u32.into(), b"");
+            }
         }
     }
 }
@@ -59,27 +126,32 @@ impl Client {
     /// Checks the configuration and connects, retrying until `retry_timeout`.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let client = Client::new(config)?;
-        client.inner.session(Role::General).await?;
+        client.ready().await?;
         Ok(client)
     }
 
     /// Checks the configuration; connects when something is asked of it. Needs a tokio runtime around it.
     pub fn new(config: ClientConfig) -> Result<Client, ClientError> {
+        Client::assemble(config, Sockets::open()?, true)
+    }
+
+    /// As [`Client::new`], on sockets that other clients use as well; they stay open when this client is gone.
+    pub fn over(sockets: &Sockets, config: ClientConfig) -> Result<Client, ClientError> {
+        Client::assemble(config, sockets.clone(), false)
+    }
+
+    fn assemble(config: ClientConfig, sockets: Sockets, owns_sockets: bool) -> Result<Client, ClientError> {
         let tls = Tls::new(&config)?;
-        let bind = |any: &str| any.parse::<SocketAddr>().ok().and_then(|any| Endpoint::client(any).ok());
-        let Some(endpoint_v4) = bind("0.0.0.0:0") else {
-            return Err(ClientError::Config {
-                what: "addr".to_owned(),
-                reason: "no UDP socket can be opened; check limits and permissions".to_owned(),
-            });
-        };
         let producer_name =
             config.producer_name.clone().unwrap_or_else(|| format!("auto-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..)));
         let (general, producing) = Default::default();
-        let endpoint_v6 = bind("[::]:0");
-        let last = Arc::new(LastOne { endpoints: [Some(endpoint_v4.clone()), endpoint_v6.clone()] });
-        let inner = Inner { config, tls, producer_name, endpoint_v4, endpoint_v6, general, producing };
-        Ok(Client { inner: Arc::new(inner), last })
+        let inner = Arc::new(Inner { config, tls, producer_name, sockets, general, producing });
+        Ok(Client { inner: inner.clone(), last: Arc::new(LastOne { inner, owns_sockets }) })
+    }
+
+    /// Connects now instead of when something is asked of it, retrying until `retry_timeout`.
+    pub async fn ready(&self) -> Result<(), ClientError> {
+        self.inner.session(Role::General).await.map(drop)
     }
 
     /// A producer of one topic on one lane.
@@ -104,9 +176,14 @@ impl Client {
 
     /// Closes the connections; producers and consumers made from it fail. Close producers first.
     pub async fn close(&self) {
-        for endpoint in self.last.endpoints.iter().flatten() {
-            endpoint.close(0u32.into(), b"");
-            endpoint.wait_idle().await;
+        if self.last.owns_sockets {
+            self.inner.sockets.close();
+            return self.inner.sockets.wait_idle().await;
+        }
+        for slot in [&self.inner.general, &self.inner.producing] {
+            if let Some(session) = slot.lock().await.upgrade() {
+                session.connection.close(0u32.into(), b"");
+            }
         }
     }
 }
@@ -165,11 +242,11 @@ impl Inner {
         let addr = &self.config.addr;
         let unreachable = |reason: String| ClientError::Unreachable { addr: addr.clone(), reason };
         let mut found = tokio::net::lookup_host(addr).await.map_err(|error| unreachable(error.to_string()))?;
-        let found = found.find(|found| found.is_ipv4() || self.endpoint_v6.is_some());
+        let found = found.find(|found| found.is_ipv4() || self.sockets.v6.is_some());
         let Some(remote) = found else { return Err(unreachable("the name has no address".to_owned())) };
-        let endpoint = match &self.endpoint_v6 {
+        let endpoint = match &self.sockets.v6 {
             Some(endpoint) if remote.is_ipv6() => endpoint,
-            _ => &self.endpoint_v4,
+            _ => &self.sockets.v4,
         };
         let host = addr.rsplit_once(':').map_or(addr.as_str(), |(host, _)| host).trim_matches(['[', ']']);
         let name = self.config.server_name.as_deref().unwrap_or(host);

@@ -22,7 +22,7 @@ mod session;
 mod tls;
 
 pub use admin::Admin;
-pub use client::Client;
+pub use client::{Client, Sockets};
 pub use config::{ClientConfig, ConsumerConfig, Partitioner, ProducerConfig, Start, TransportProfile};
 pub use consumer::{Consumer, FetchedBatches};
 pub use error::{CertificateProblem, ClientError};
