@@ -21,6 +21,10 @@ pub(super) struct ServeArgs {
     /// Overrides one setting, e.g. --set log.segment_bytes=16MiB; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// Memory the node may take: buffers with default sizes are made to fit. Short for --set node.memory_bytes_max=SIZE;
+    /// without it, what the control group allows
+    #[arg(long, value_name = "SIZE")]
+    memory_max: Option<String>,
     /// Prints every setting with its default and what it means, and ends
     #[arg(long)]
     print_config: bool,
@@ -35,7 +39,8 @@ pub(super) fn run(args: ServeArgs, verbosity: u8) -> Result<(), Failure> {
         out.write_all(DEFAULT_TOML.as_bytes())?;
         return Ok(());
     }
-    let mut config = load(args.config, args.overrides)?;
+    let memory_max = args.memory_max.map(|size| format!("node.memory_bytes_max={size}"));
+    let mut config = load(args.config, args.overrides.into_iter().chain(memory_max).collect())?;
     if args.check {
         out.write_all(config.to_toml().as_bytes())?;
         return Ok(());

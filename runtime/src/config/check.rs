@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::layers::Origins;
+use super::memory::MEMORY_BYTES_MIN;
 use super::{Config, ConfigError};
 
 /// How the left value of a relation is bound by the right one.
@@ -14,6 +15,15 @@ enum Bound {
     Half,
     /// left + 64 ≤ right
     WithHeader,
+}
+
+/// The memory limit, before buffers are made to fit it.
+pub(super) fn memory(config: &Config, origins: &Origins) -> Result<(), ConfigError> {
+    let bytes = config.node.memory_bytes_max;
+    if bytes == 0 || bytes >= MEMORY_BYTES_MIN {
+        return Ok(());
+    }
+    Err(origins.wrong("node.memory_bytes_max", format!("0 or at least {MEMORY_BYTES_MIN}"), bytes.to_string()))
 }
 
 /// Checks every relation; the first broken one is the error.

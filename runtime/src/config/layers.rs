@@ -26,14 +26,16 @@ pub struct Sources {
     pub environment: Vec<(String, String)>,
     /// `section.key=value`, as given to `--set`.
     pub overrides: Vec<String>,
+    /// Memory that the system gives this process; it counts where `node.memory_bytes_max` is 0.
+    pub memory_allowed: Option<u64>,
 }
 
 impl Sources {
-    /// A file (or none) with the process's environment.
+    /// A file (or none) with the process's environment and its control groups' memory.
     pub fn from_process(file: Option<PathBuf>, overrides: Vec<String>) -> Sources {
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
-        Sources { file, environment, overrides }
+        Sources { file, environment, overrides, memory_allowed: super::memory::of_cgroups() }
     }
 }
 
@@ -145,11 +147,15 @@ struct Setting {
 pub(super) struct Origins(BTreeMap<(String, String), Origin>);
 
 impl Origins {
+    /// Where a `section.key` was set.
+    pub(super) fn of(&self, key: &str) -> &Origin {
+        let name = key.split_once('.').map(|(section, key)| (section.to_owned(), key.to_owned()));
+        name.and_then(|name| self.0.get(&name)).unwrap_or(&Origin::Default)
+    }
+
     /// The error for a `section.key` whose value cannot be used.
     pub(super) fn wrong(&self, key: &str, wanted: String, found: String) -> ConfigError {
-        let name = key.split_once('.').map(|(section, key)| (section.to_owned(), key.to_owned()));
-        let origin = name.and_then(|name| self.0.get(&name).cloned()).unwrap_or(Origin::Default);
-        ConfigError::Value { origin, key: key.to_owned(), wanted, found }
+        ConfigError::Value { origin: self.of(key).clone(), key: key.to_owned(), wanted, found }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod memory;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -44,6 +45,7 @@ pub struct NodeConfig {
     pub id: String,
     pub data_dir: PathBuf,
     pub drain_ms_max: u64,
+    pub memory_bytes_max: u64,
 }
 
 /// `[quic]`
@@ -56,6 +58,7 @@ pub struct QuicConfig {
     pub key: PathBuf,
     pub client_ca: PathBuf,
     pub zero_rtt: bool,
+    pub ingest_threads: u32,
     pub idle_timeout_ms: u64,
     pub handshake_timeout_ms: u64,
     pub connections_max: u32,
@@ -217,7 +220,9 @@ impl Config {
 
     /// Defaults, then the file, then the environment, then `--set`; checked.
     pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
-        let (config, origins) = layers::merge(sources)?;
+        let (mut config, origins) = layers::merge(sources)?;
+        check::memory(&config, &origins)?;
+        memory::fit(&mut config, &origins, sources.memory_allowed);
         check::relations(&config, &origins)?;
         Ok(config)
     }

@@ -16,6 +16,7 @@ fn load(text: &str, environment: &[(&str, &str)], overrides: &[&str]) -> Result<
         file: Some(path),
         environment: environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
         overrides: overrides.iter().map(|text| (*text).to_owned()).collect(),
+        memory_allowed: None,
     })
 }
 
@@ -145,4 +146,36 @@ fn a_rule_with_a_wrong_word_is_refused_where_it_stands() {
         let error = sentence(from_file(&format!("[[acl]]\n{rule}\n")));
         assert!(error.contains(wanted), "{rule:?} gave: {error}");
     }
+}
+
+#[test]
+fn little_memory_makes_smaller_buffers_that_still_fit_each_other() {
+    let defaults = Config::defaults();
+    for mib in [64_u64, 128, 256, 512] {
+        let config = load("", &[], &[&format!("node.memory_bytes_max={mib}MiB")]).expect("the shares fit the relations");
+        let memory = mib << 20;
+        assert_eq!(config.limits.ingest_bytes_in_flight, memory / 8);
+        assert_eq!(config.log.tail_cache_bytes, memory / 16);
+        assert!(config.quic.connections_max < defaults.quic.connections_max);
+        let grown =
+            config.limits.ingest_bytes_in_flight + config.log.tail_cache_bytes + 3 * u64::from(config.log.frame_bytes_max);
+        assert!(grown < memory / 2, "{grown} of {memory}");
+    }
+}
+
+#[test]
+fn what_the_operator_sets_is_not_made_smaller() {
+    let file = "[node]\nmemory_bytes_max = \"256MiB\"\n[log]\ntail_cache_bytes = \"64MiB\"\n";
+    let config = from_file(file).expect("valid");
+    assert_eq!(config.log.tail_cache_bytes, 64 << 20);
+    assert_eq!(config.limits.ingest_bytes_in_flight, 32 << 20);
+}
+
+#[test]
+fn a_control_group_counts_where_nothing_is_set() {
+    let of = |allowed| Config::load(&Sources { memory_allowed: Some(allowed), ..Sources::default() }).expect("valid");
+    assert_eq!(of(256 << 20).log.tail_cache_bytes, 16 << 20);
+    assert_eq!(of(24 << 30).log, Config::defaults().log);
+    let too_little = sentence(load("", &[], &["node.memory_bytes_max=1MiB"]));
+    assert!(too_little.contains("node.memory_bytes_max must be 0 or at least 67108864"), "{too_little}");
 }
