@@ -372,7 +372,7 @@ impl LaneCore {
 
     fn hand_on(&self, ready: Ready) {
         match ready {
-            Ready::Append(append, entry) => self.outbox.submit(&self.ingest.log, append, entry),
+            Ready::Append(append, entry) => self.outbox.submit(append, entry),
             Ready::Refused(decision) => self.outbox.decide(decision),
         }
     }

@@ -34,7 +34,7 @@ pub use fetch::Tail;
 pub use groups::Position;
 pub use ingest::{Checked, Lane};
 pub use meta::MetaError;
-pub use outbox::{BatchId, Decision, Outbox, Stored};
+pub use outbox::{BatchId, Decision, Mailroom, Outbox, Stored};
 pub use pipelines::PipelineInfo;
 pub use plugins::{PluginInfo, PluginsError};
 pub use producers::Producer;
@@ -95,6 +95,23 @@ pub enum BrokerError {
     Host(#[from] HostError),
 }
 
+/// A batch that comes without a lane of its own.
+#[derive(Debug)]
+pub struct Single<'a> {
+    /// Id and epoch of an earlier connection.
+    pub producer: (i64, i16),
+    /// The lane whose sequences it counts in.
+    pub lane: u32,
+    /// Where it goes.
+    pub topic: &'a str,
+    /// The same.
+    pub partition: u32,
+    /// Of its first record.
+    pub base_sequence: u64,
+    /// As received.
+    pub batch: Bytes,
+}
+
 impl Broker {
     /// Reads the state of topics, producers, groups, plugins and pipelines from the log. Blocks: pipelines are compiled.
     pub fn open(log: LogHandle, config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Broker>, BrokerError> {
@@ -144,9 +161,9 @@ impl Broker {
         &self.log
     }
 
-    /// A mailbox for one connection's decisions.
-    pub fn outbox(&self) -> Arc<Outbox> {
-        Outbox::new(self.metrics.clone())
+    /// What carries the batches of one thread's connections to the log, and its decisions back.
+    pub fn mailroom(&self) -> Arc<Mailroom> {
+        Mailroom::new(self.log.clone(), self.metrics.clone())
     }
 
     /// A connection says its producer name. See [`Producer`].
@@ -176,19 +193,11 @@ impl Broker {
 
     /// One batch with an identity of an earlier connection: what a replayed first flight may contain, because sending
     /// it twice changes nothing.
-    pub async fn publish(
-        &self,
-        principal: &str,
-        producer: (i64, i16),
-        lane: u32,
-        target: (&str, u32),
-        base_sequence: u64,
-        batch: Bytes,
-    ) -> Result<Decision, Refusal> {
-        let (topic, partition) = target;
-        let producer = (self.producers.of_principal(principal, producer.0)?, producer.1);
-        let outbox = self.outbox();
-        let lane = self.open_lane(principal, topic, lane, (&producer.0, producer.1), &outbox).await?;
+    pub async fn publish(&self, principal: &str, single: Single<'_>, mailroom: &Arc<Mailroom>) -> Result<Decision, Refusal> {
+        let Single { producer: (id, epoch), lane, topic, partition, base_sequence, batch } = single;
+        let producer = self.producers.of_principal(principal, id)?;
+        let outbox = Outbox::new(mailroom);
+        let lane = self.open_lane(principal, topic, lane, (&producer, epoch), &outbox).await?;
         let checked = lane.check(partition, base_sequence, batch)?;
         lane.submit(checked).await;
         let mut decisions = Vec::new();

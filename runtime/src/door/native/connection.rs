@@ -19,7 +19,7 @@ use weir_protocol::{Code, ErrorNotice, Hello, Kind, LaneOpen, ProtocolError, Pub
 use super::admission::Place;
 use super::stream::{FrameReader, StreamError, close, close_with};
 use super::{Door, control, lane, oneshot, subscription, tls};
-use crate::broker::{Identity, IdentityError, Outbox, Producer};
+use crate::broker::{Identity, IdentityError, Mailroom, Outbox, Producer};
 
 /// What the tasks of one connection share.
 #[derive(Debug)]
@@ -75,11 +75,11 @@ impl Session {
 }
 
 /// Serves a connection from its first datagram to its end.
-pub(super) async fn serve(incoming: Incoming, door: Arc<Door>, place: Place) {
+pub(super) async fn serve(incoming: Incoming, door: Arc<Door>, mailroom: Arc<Mailroom>, place: Place) {
     let address = incoming.remote_address();
     let metrics = door.broker.metrics().clone();
     let deadline = Duration::from_millis(door.quic.handshake_timeout_ms);
-    match timeout(deadline, establish(incoming, &door)).await {
+    match timeout(deadline, establish(incoming, &door, &mailroom)).await {
         Ok(Ok((session, early))) => {
             metrics.connections.inc();
             metrics.connections_opened.inc();
@@ -122,22 +122,26 @@ impl Refused {
 /// Streams that were served before the handshake was complete.
 type Early = JoinSet<()>;
 
-async fn establish(incoming: Incoming, door: &Arc<Door>) -> Result<(Arc<Session>, Early), Refused> {
+async fn establish(incoming: Incoming, door: &Arc<Door>, mailroom: &Arc<Mailroom>) -> Result<(Arc<Session>, Early), Refused> {
     let connecting = incoming.accept()?;
     if door.quic.zero_rtt {
-        return establish_early(connecting, door).await;
+        return establish_early(connecting, door, mailroom).await;
     }
     let connection = connecting.await?;
-    let session = session_of(connection, door)?;
+    let session = session_of(connection, door, mailroom)?;
     let _ = session.confirmed.set(());
     Ok((session, JoinSet::new()))
 }
 
-async fn establish_early(connecting: Connecting, door: &Arc<Door>) -> Result<(Arc<Session>, Early), Refused> {
+async fn establish_early(
+    connecting: Connecting,
+    door: &Arc<Door>,
+    mailroom: &Arc<Mailroom>,
+) -> Result<(Arc<Session>, Early), Refused> {
     let (connection, accepted) = match connecting.into_0rtt() {
         Ok(early) => early,
         Err(connecting) => {
-            let session = session_of(connecting.await?, door)?;
+            let session = session_of(connecting.await?, door, mailroom)?;
             let _ = session.confirmed.set(());
             return Ok((session, JoinSet::new()));
         }
@@ -152,7 +156,7 @@ async fn establish_early(connecting: Connecting, door: &Arc<Door>) -> Result<(Ar
                 let (send, recv) = stream?;
                 let session = match &session {
                     Some(session) => session,
-                    None => session.insert(session_of(connection.clone(), door)?),
+                    None => session.insert(session_of(connection.clone(), door, mailroom)?),
                 };
                 early.spawn(serve_stream(session.clone(), send, recv));
             }
@@ -162,7 +166,7 @@ async fn establish_early(connecting: Connecting, door: &Arc<Door>) -> Result<(Ar
         return Err(reason.into());
     }
     // The certificate counts as proved only now.
-    let proved = session_of(connection, door)?;
+    let proved = session_of(connection, door, mailroom)?;
     let session = match session {
         Some(session) if session.identity == proved.identity => session,
         Some(_) => return Err(Refused::NoCertificate),
@@ -172,10 +176,10 @@ async fn establish_early(connecting: Connecting, door: &Arc<Door>) -> Result<(Ar
     Ok((session, early))
 }
 
-fn session_of(connection: Connection, door: &Arc<Door>) -> Result<Arc<Session>, Refused> {
+fn session_of(connection: Connection, door: &Arc<Door>, mailroom: &Arc<Mailroom>) -> Result<Arc<Session>, Refused> {
     match identity_of(&connection) {
         Ok(identity) => {
-            let outbox = door.broker.outbox();
+            let outbox = Outbox::new(mailroom);
             Ok(Arc::new(Session {
                 door: door.clone(),
                 connection,

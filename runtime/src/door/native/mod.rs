@@ -1,6 +1,6 @@
 //! The native front door: `weir/1` over QUIC with client certificates.
 //!
-//! [`NativeDoor::listen`] binds the socket; each connection (`connection`) proves who it is, says HELLO on its control stream
+//! [`NativeDoor::listen`] binds the port and starts the ingest threads (`ingest`); each connection (`connection`) proves who it is, says HELLO on its control stream
 //! (`control`), and opens lanes (`lane`), subscriptions (`subscription`) and one-shot publishes (`oneshot`). Lanes hand
 //! batches to the broker; what the log decided comes back to the control stream's task, one wake-up and one ACK frame a
 //! connection a commit.
@@ -10,30 +10,29 @@ mod admission;
 mod codes;
 mod connection;
 mod control;
+mod ingest;
 mod lane;
 mod oneshot;
 mod stream;
 mod subscription;
 mod tls;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, VarInt};
+use quinn::{Endpoint, Incoming, VarInt};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use weir_protocol::Code;
 
 pub use tls::TlsError;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Mailroom};
 use crate::config::{LimitsConfig, QuicConfig};
 use crate::status::NodeStatus;
 use admission::{Admission, Verdict};
+use ingest::IngestThread;
 
-/// Socket buffers: a burst of all connections waits here while the endpoint works.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// How long closing frames may take to leave.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
@@ -88,11 +87,10 @@ impl Door {
 /// A listening door.
 #[derive(Debug)]
 pub struct NativeDoor {
-    endpoint: Endpoint,
+    threads: Vec<IngestThread>,
     address: SocketAddr,
     door: Arc<Door>,
     phase: watch::Sender<Phase>,
-    accepting: JoinHandle<()>,
 }
 
 impl NativeDoor {
@@ -105,12 +103,26 @@ impl NativeDoor {
         plugin_bytes_max: u64,
     ) -> Result<NativeDoor, DoorError> {
         let server = tls::server_config(&quic)?;
-        let (endpoint, address) = bind(&quic, tls::endpoint_config(&quic)?, server)?;
+        let (endpoint, id_key) = tls::endpoint_config(&quic)?;
+        let failed = |source| DoorError::Listen { listen: quic.listen.clone(), source };
+        let address = quic.listen.parse().map_err(|_| failed(std::io::ErrorKind::InvalidInput.into()))?;
+        let sockets = ingest::bind(address, quic.ingest_threads).map_err(failed)?;
         let (phase, heard) = watch::channel(Phase::Open);
         let admission = Admission::new(quic.connections_max, quic.connections_per_address_max, quic.retry_above_connections);
+        let listen = quic.listen.clone();
         let door = Arc::new(Door { broker, status, quic, limits, plugin_bytes_max, phase: heard, admission });
-        let accepting = tokio::spawn(accept(endpoint.clone(), door.clone()));
-        Ok(NativeDoor { endpoint, address, door, phase, accepting })
+        let mut threads = Vec::with_capacity(sockets.len());
+        for socket in sockets {
+            let door = door.clone();
+            let serve = move |endpoint| serve(endpoint, door);
+            let started = IngestThread::start(socket, endpoint.clone(), id_key, server.clone(), serve);
+            threads.push(started.map_err(|source| DoorError::Listen { listen: listen.clone(), source })?);
+        }
+        let address = match threads.first() {
+            Some(first) => first.endpoint.local_addr().map_err(|source| DoorError::Listen { listen, source })?,
+            None => return Err(DoorError::Listen { listen, source: std::io::ErrorKind::NotFound.into() }),
+        };
+        Ok(NativeDoor { threads, address, door, phase })
     }
 
     /// Where it listens.
@@ -121,13 +133,14 @@ impl NativeDoor {
     /// Reads certificates, key and CAs again; connections that stand stay, new ones see the new files. Old sessions
     /// cannot be resumed afterwards, so a client whose CA was taken out does not come back.
     pub fn reload_certificates(&self) -> Result<(), TlsError> {
-        self.endpoint.set_server_config(Some(tls::server_config(&self.door.quic)?));
+        let server = tls::server_config(&self.door.quic)?;
+        self.threads.iter().for_each(|thread| thread.endpoint.set_server_config(Some(server.clone())));
         Ok(())
     }
 
     /// Takes no new connections and tells those that stand to go.
     pub fn start_draining(&self) {
-        self.endpoint.set_server_config(None);
+        self.threads.iter().for_each(|thread| thread.endpoint.set_server_config(None));
         self.phase.send_replace(Phase::Draining);
     }
 
@@ -142,36 +155,40 @@ impl NativeDoor {
         if tokio::time::timeout(longest, all_gone).await.is_err() {
             tracing::warn!(connections = self.door.admission.total(), "connections are closed before they were done");
         }
-        self.accepting.abort();
-        self.endpoint.close(VarInt::from_u32(u32::from(Code::ShuttingDown.number())), b"the node is shutting down");
-        let _ = tokio::time::timeout(CLOSE_MAX, self.endpoint.wait_idle()).await;
+        let code = VarInt::from_u32(u32::from(Code::ShuttingDown.number()));
+        let until = tokio::time::Instant::now() + CLOSE_MAX;
+        for thread in &self.threads {
+            thread.endpoint.close(code, b"the node is shutting down");
+        }
+        for thread in &self.threads {
+            let _ = tokio::time::timeout_at(until, thread.endpoint.wait_idle()).await;
+        }
+        let threads = self.threads;
+        // Joining blocks; a panic in there was logged by the thread itself.
+        let _ = tokio::task::spawn_blocking(move || threads.into_iter().for_each(IngestThread::stop)).await;
     }
 }
 
-fn bind(quic: &QuicConfig, endpoint: EndpointConfig, server: quinn::ServerConfig) -> Result<(Endpoint, SocketAddr), DoorError> {
-    let listen = |source| DoorError::Listen { listen: quic.listen.clone(), source };
-    let invalid = |_| listen(std::io::Error::from(std::io::ErrorKind::InvalidInput));
-    let address: SocketAddr = quic.listen.parse().map_err(invalid)?;
-    let socket = UdpSocket::bind(address).map_err(listen)?;
-    // The kernel may grant less; then a burst is lost and sent again.
-    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES);
-    let endpoint = Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(listen)?;
-    let address = endpoint.local_addr().map_err(listen)?;
-    Ok((endpoint, address))
+/// What an ingest thread does until it is stopped: it takes connections in, and carries their batches to the log.
+async fn serve(endpoint: Endpoint, door: Arc<Door>) {
+    let mailroom = door.broker.mailroom();
+    // A task of its own: it waits behind the tasks that are ready, and so gathers what they hand in.
+    let carrying = tokio::spawn(mailroom.clone().carry());
+    accept(endpoint, door, mailroom).await;
+    let _ = carrying.await;
 }
 
-async fn accept(endpoint: Endpoint, door: Arc<Door>) {
+async fn accept(endpoint: Endpoint, door: Arc<Door>, mailroom: Arc<Mailroom>) {
     while let Some(incoming) = endpoint.accept().await {
-        admit(incoming, &door);
+        admit(incoming, &door, &mailroom);
     }
 }
 
-fn admit(incoming: Incoming, door: &Arc<Door>) {
+fn admit(incoming: Incoming, door: &Arc<Door>, mailroom: &Arc<Mailroom>) {
     let metrics = door.broker.metrics();
     match door.admission.admit(incoming.remote_address().ip(), incoming.remote_address_validated()) {
         Verdict::Admit(place) => {
-            tokio::spawn(connection::serve(incoming, door.clone(), place));
+            tokio::spawn(connection::serve(incoming, door.clone(), mailroom.clone(), place));
         }
         Verdict::Retry => {
             // It fails only for addresses that were validated already, and those are not asked to retry.

@@ -8,15 +8,15 @@ use weir_protocol::Publish;
 use super::connection::Session;
 use super::control::{refuse, send_single};
 use super::stream::StreamError;
-use crate::broker::{BatchId, Decision, Refusal};
+use crate::broker::{BatchId, Decision, Refusal, Single};
 
 /// Serves one publish.
 pub(super) async fn serve(session: &Arc<Session>, send: &mut SendStream, publish: Publish) -> Result<(), StreamError> {
     let Publish { producer_id, producer_epoch, lane, topic, partition, base_sequence, batch } = publish;
     let batch_bytes = batch.len();
-    let (producer, target) = ((producer_id, producer_epoch), (topic.as_str(), partition));
-    let broker = &session.door.broker;
-    let decided = broker.publish(session.principal(), producer, lane, target, base_sequence, batch).await;
+    let producer = (producer_id, producer_epoch);
+    let single = Single { producer, lane, topic: &topic, partition, base_sequence, batch };
+    let decided = session.door.broker.publish(session.principal(), single, session.outbox.mailroom()).await;
     let decision = match decided {
         Ok(decision) => decision,
         // Too large a refusal to belong to the batch: the stream ends with it.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
 use rustls::crypto::ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
@@ -93,16 +92,14 @@ fn tls_config(config: &QuicConfig) -> Result<ServerConfig, TlsError> {
 
 /// Keys that outlive the process, derived from the server's private key: so a node that was killed and started again can tell the
 /// clients of its former life, by QUIC's stateless reset, that their connections are gone. Otherwise they would wait for
-/// their idle timeout before they reconnect.
-pub(super) fn endpoint_config(config: &QuicConfig) -> Result<EndpointConfig, TlsError> {
+/// their idle timeout before they reconnect. The number is the key of connection ids.
+pub(super) fn endpoint_config(config: &QuicConfig) -> Result<(EndpointConfig, u64), TlsError> {
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| file("quic.key", &config.key, &error))?;
     let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, b"weir/1 stateless reset").as_ref());
     let tag = hmac::sign(&secret, b"weir/1 connection ids");
-    let cid_key = tag.as_ref().iter().take(8).fold(0u64, |key, byte| key << 8 | u64::from(*byte));
-    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
-    endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
-    Ok(endpoint)
+    let id_key = tag.as_ref().iter().take(8).fold(0u64, |key, byte| key << 8 | u64::from(*byte));
+    Ok((EndpointConfig::new(Arc::new(reset_key)), id_key))
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
