@@ -8,6 +8,7 @@ mod common;
 #[allow(dead_code)]
 mod guests;
 
+mod addresses;
 mod admin;
 mod ends;
 mod pipelines;
