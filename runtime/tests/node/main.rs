@@ -9,6 +9,7 @@ mod common;
 mod guests;
 
 mod admin;
+mod bench;
 mod ends;
 mod pipelines;
 mod produce;
