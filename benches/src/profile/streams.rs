@@ -37,30 +37,40 @@ impl Streams {
         Ok(())
     }
 
-    /// Publishes to all partitions in turn; each connection has a lane a topic and begins elsewhere.
+    /// Publishes to all partitions in turn.
     pub async fn publish(&self, config: &ClientConfig, load: &Load, host: Host) -> Result<Report, BenchError> {
-        let mut lanes = Vec::new();
-        // As many batches under way whatever the number of topics, so that runs compare.
-        let in_flight = load.in_flight.div_ceil(self.topics.len().max(1) as u16);
+        let (lanes, in_flight) = self.lanes(config, load).await?;
         let load = &Load { in_flight, ..load.clone() };
-        for connection in 0..load.connections {
-            let mut config = config.clone();
-            config.producer_name = Some(format!("{}-{connection}", load.topic));
-            let client = Client::connect(config).await?;
-            for (number, (topic, partitions)) in self.topics.iter().enumerate() {
-                let mut config = ProducerConfig::new(topic);
-                config.lane = number as u32;
-                config.in_flight = in_flight;
-                let producer = client.producer(config).await?;
-                let first = (u64::from(connection) * u64::from(*partitions) / u64::from(load.connections)) as u32;
-                let payload = Payload::build(load, lanes.len() as u64)?;
-                lanes.push(Lane { producer, payload, first, partitions: *partitions });
-            }
-        }
         let (tally, cpu) = (Arc::new(Tally::new()), Usage::own().cpu_seconds);
         let begin = Instant::now();
         fill_all(lanes, load, &tally).await?;
         Ok(tally.report("streams", load, host, begin, cpu))
+    }
+
+    /// A lane a connection, or a topic where there are more of those, and how many batches each may have under way: about as many
+    /// in all whatever the number of topics, so that runs compare.
+    async fn lanes(&self, config: &ClientConfig, load: &Load) -> Result<(Vec<Lane>, u16), BenchError> {
+        let count = self.topics.len().max(load.connections as usize);
+        let in_flight = (usize::from(load.in_flight) * load.connections as usize).div_ceil(count) as u16;
+        let mut clients = Vec::new();
+        for connection in 0..load.connections {
+            let mut config = config.clone();
+            config.producer_name = Some(format!("{}-{connection}", load.topic));
+            clients.push(Client::connect(config).await?);
+        }
+        let mut lanes = Vec::new();
+        for number in 0..count {
+            let (topic, partitions) = &self.topics[number % self.topics.len()];
+            let mut config = ProducerConfig::new(topic);
+            config.lane = (number / clients.len()) as u32;
+            config.in_flight = in_flight;
+            let producer = clients[number % clients.len()].producer(config).await?;
+            // Lanes of one topic begin apart.
+            let (turn, turns) = ((number / self.topics.len()) as u32, count.div_ceil(self.topics.len()) as u32);
+            let first = (u64::from(turn) * u64::from(*partitions) / u64::from(turns)) as u32;
+            lanes.push(Lane { producer, payload: Payload::build(load, number as u64)?, first, partitions: *partitions });
+        }
+        Ok((lanes, in_flight))
     }
 
     /// Records that the node has of them.
