@@ -33,6 +33,12 @@ pub enum BenchError {
         /// What went wrong.
         reason: String,
     },
+    /// A connection without the client library failed.
+    #[error("a connection to the node: {0}; look into the node's log")]
+    Connection(String),
+    /// The node said what the protocol does not know.
+    #[error("the node: {0}")]
+    Protocol(#[from] weir_protocol::ProtocolError),
     /// A batch could not be built.
     #[error("building a batch: {0}")]
     Batch(#[from] weir_batch::BatchError),

@@ -3,6 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use weir_batch::{BatchBuilder, Codec};
+use weir_protocol::ack::ACK_ITEM_BYTES;
+use weir_protocol::frame::FRAME_HEADER_BYTES;
+use weir_protocol::lane::BATCH_PREFIX_BYTES;
 
 use crate::BenchError;
 
@@ -27,13 +30,26 @@ pub struct Load {
     pub producers: u32,
     /// Un-acknowledged batches a producer; the node may allow fewer.
     pub in_flight: u16,
-    /// Records a second over all producers; the latency profile needs it.
+    /// Records a second over all producers, at fixed times; none: as fast as acknowledgements allow.
     pub rate: Option<u64>,
     /// Whether batches are compressed.
     pub zstd: bool,
 }
 
 impl Load {
+    /// Bytes of an ACK of one batch as the node sends it.
+    pub const ANSWER_BYTES: u32 = (FRAME_HEADER_BYTES + 4 + ACK_ITEM_BYTES) as u32;
+
+    /// Bytes of a batch as a producer sends it, with what frames it.
+    pub fn request_bytes(&self) -> Result<u32, BenchError> {
+        Ok((BATCH_PREFIX_BYTES + Payload::build(self, 0)?.batch_bytes()) as u32)
+    }
+
+    /// One record on its way, then its answer: bound by the number of messages, not of bytes.
+    pub fn is_one_by_one(&self) -> bool {
+        self.batch_records == 1 && self.in_flight == 1 && self.rate.is_none()
+    }
+
     /// Producers of all connections.
     pub fn lanes(&self) -> u32 {
         self.connections * self.producers

@@ -1,9 +1,15 @@
 //! The profiles: each drives a node through the client library and fills a [`Report`](crate::Report).
 
 mod consume;
-mod latency;
+mod lanes;
+mod pace;
 mod publish;
+mod standby;
+mod streams;
+mod tally;
 
-pub use consume::consume;
-pub use latency::latency;
+pub use consume::{fill_topic, read_topic, tail};
+pub use pace::latency;
 pub use publish::publish;
+pub use standby::{Standby, address_changes};
+pub use streams::Streams;

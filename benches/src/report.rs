@@ -6,7 +6,7 @@ use std::fmt::Write;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::{Host, Load};
+use crate::{Host, Load, Usage};
 
 /// Percentiles in milliseconds, from one histogram pooled over all producers.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -51,6 +51,9 @@ pub struct Floor {
     /// For throughput.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<f64>,
+    /// For one request at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<f64>,
     /// For latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<Latency>,
@@ -147,13 +150,49 @@ impl Report {
         self.bytes_per_second = self.batch_bytes as f64 / seconds.max(1e-9);
     }
 
-    /// Adds floors and sets the ratio: against the slowest for throughput, against their sum for latency.
+    /// CPU of the load generator during the run.
+    pub(crate) fn client_cost(&mut self, cpu_seconds: f64) {
+        self.client_cpu_seconds = cpu_seconds;
+        if self.records > 0 {
+            self.figures.insert("client_cpu_ns_per_record", cpu_seconds * 1e9 / self.records as f64);
+        }
+    }
+
+    /// What the node used between two looks at it.
+    pub fn server_cost(&mut self, before: Usage, after: Usage) {
+        let cpu_seconds = after.cpu_seconds - before.cpu_seconds;
+        self.server_cpu_seconds = Some(cpu_seconds);
+        self.server_rss_bytes = Some(after.rss_bytes);
+        if self.records > 0 {
+            self.figures.insert("server_cpu_ns_per_record", cpu_seconds * 1e9 / self.records as f64);
+        }
+    }
+
+    /// Consumers at the tail, held against the same run without the slow ones.
+    pub fn beside_slow_ones(&mut self, without: &Report) {
+        let published = "publish_records_per_second";
+        if let (Some(with), Some(before)) = (self.figures.get(published), without.figures.get(published)) {
+            self.figures.insert("publish_with_slow_ratio", with / before);
+        }
+        self.figures.insert("consume_with_slow_ratio", self.records_per_second / without.records_per_second);
+        self.errors += without.errors;
+    }
+
+    /// Adds floors and sets the ratio: requests against requests, bytes against the slowest floor, latency against their sum.
     pub fn add_floors(&mut self, floors: Vec<Floor>) {
         let slowest = floors.iter().filter_map(|floor| floor.bytes_per_second).reduce(f64::min);
-        let medians: Vec<f64> = floors.iter().filter_map(|floor| floor.latency_ms.map(|latency| latency.p50)).collect();
-        self.floor_ratio = match (self.profile.as_str(), slowest, self.latency_ms) {
-            ("latency", _, Some(latency)) if !medians.is_empty() => Some(latency.p50 / medians.iter().sum::<f64>()),
-            ("publish" | "consume", Some(slowest), _) => Some(self.bytes_per_second / slowest),
+        let requests = floors.iter().find_map(|floor| floor.requests_per_second);
+        let latencies: Vec<Latency> = floors.iter().filter_map(|floor| floor.latency_ms).collect();
+        let sum = |of: fn(&Latency) -> f64| latencies.iter().map(of).sum::<f64>();
+        self.floor_ratio = match (self.profile.as_str(), self.latency_ms) {
+            ("latency", Some(latency)) if !latencies.is_empty() => {
+                self.figures.insert("p99_floor_ratio", latency.p99 / sum(|floor| floor.p99));
+                Some(latency.p50 / sum(|floor| floor.p50))
+            }
+            // At a given rate there is nothing to reach.
+            ("publish", _) if self.rate.is_some() => None,
+            ("publish", _) if requests.is_some() => requests.map(|requests| self.records_per_second / requests),
+            ("publish" | "consume", _) => slowest.map(|slowest| self.bytes_per_second / slowest),
             _ => None,
         };
         self.floors.extend(floors);
@@ -162,7 +201,7 @@ impl Report {
     /// For people.
     pub fn to_table(&self) -> String {
         let mut text = String::new();
-        let mut row = |name: &str, value: String| writeln!(text, "{name:<20} {value}").expect("writing to a String cannot fail");
+        let mut row = |name: &str, value: String| writeln!(text, "{name:<26} {value}").expect("writing to a String cannot fail");
         row("profile", self.profile.clone());
         if self.records > 0 {
             let rate =
@@ -190,11 +229,17 @@ impl Report {
         for floor in &self.floors {
             let throughput = floor.bytes_per_second.map(|bytes| format!("{:.1} MB/s", bytes / 1e6));
             let latency = floor.latency_ms.map(|l| format!("p50 {:.3}  p99 {:.3}  max {:.3} ms", l.p50, l.p99, l.max));
-            let figures: Vec<String> = [throughput, latency].into_iter().flatten().collect();
+            let requests = floor.requests_per_second.map(|requests| format!("{requests:.0} requests/s"));
+            let figures: Vec<String> = [throughput, requests, latency].into_iter().flatten().collect();
             row("floor", format!("{}: {}", floor.name, figures.join(", ")));
         }
         if let Some(ratio) = self.floor_ratio {
-            let meaning = if self.profile == "latency" { "× the floors' median" } else { "of the slowest floor" };
+            let by_request = self.floors.iter().any(|floor| floor.requests_per_second.is_some());
+            let meaning = match self.profile.as_str() {
+                "latency" => "× the floors' medians",
+                _ if by_request => "of the floor's requests",
+                _ => "of the slowest floor",
+            };
             row("floor ratio", format!("{ratio:.2} {meaning}"));
         }
         if self.records > 0 {
@@ -234,7 +279,7 @@ mod tests {
 
     fn floor(bytes_per_second: Option<f64>, p50: Option<f64>) -> Floor {
         let latency_ms = p50.map(|p50| Latency { p50, p99: p50, p999: p50, max: p50, samples: 1 });
-        Floor { name: "f".to_owned(), bytes_per_second, latency_ms }
+        Floor { name: "f".to_owned(), bytes_per_second, requests_per_second: None, latency_ms }
     }
 
     #[test]
@@ -251,7 +296,44 @@ mod tests {
         let mut report = report("latency");
         report.latency_ms = Some(Latency { p50: 3.0, p99: 3.0, p999: 3.0, max: 3.0, samples: 1 });
         report.add_floors(vec![floor(None, Some(1.0)), floor(None, Some(0.5))]);
-        assert_eq!(report.floor_ratio, Some(2.0));
+        assert_eq!((report.floor_ratio, report.figures["p99_floor_ratio"]), (Some(2.0), 2.0));
+    }
+
+    #[test]
+    fn one_record_at_a_time_is_held_against_requests_and_not_bytes() {
+        let mut report = report("publish");
+        (report.records, report.batch_bytes) = (50, 5);
+        report.rates(1.0);
+        let requests = Floor { requests_per_second: Some(200.0), ..floor(None, Some(0.1)) };
+        report.add_floors(vec![floor(Some(100.0), Some(0.1)), requests]);
+        assert_eq!(report.floor_ratio, Some(0.25));
+    }
+
+    #[test]
+    fn slow_consumers_are_held_against_the_run_without_them() {
+        let run = |received: u64, published: f64, errors| {
+            let mut report = report("consume");
+            (report.records, report.errors) = (received, errors);
+            report.rates(1.0);
+            report.figures.insert("publish_records_per_second", published);
+            report
+        };
+        let mut with = run(30, 10.0, 0);
+        with.beside_slow_ones(&run(40, 20.0, 2));
+        let ratios = ["consume_with_slow_ratio", "publish_with_slow_ratio"].map(|name| with.figures[name]);
+        assert_eq!((ratios, with.errors), ([0.75, 0.5], 2));
+    }
+
+    #[test]
+    fn cpu_is_told_by_the_record() {
+        let mut report = report("publish");
+        report.records = 1000;
+        report.client_cost(0.5);
+        let used = |cpu_seconds| Usage { cpu_seconds, rss_bytes: 7 };
+        report.server_cost(used(1.0), used(3.0));
+        assert_eq!(report.figures["client_cpu_ns_per_record"], 500_000.0);
+        assert_eq!(report.figures["server_cpu_ns_per_record"], 2_000_000.0);
+        assert_eq!(report.server_rss_bytes, Some(7));
     }
 
     #[test]

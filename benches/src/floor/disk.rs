@@ -37,6 +37,7 @@ impl DiskFloor {
         Floor {
             name: format!("disk, {} writes of {} KiB one after the other", self.mode, self.chunk_bytes / 1024),
             bytes_per_second: Some(self.bytes_per_second),
+            requests_per_second: None,
             latency_ms: Some(self.latency),
         }
     }

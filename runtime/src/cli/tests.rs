@@ -31,6 +31,12 @@ fn the_lines_shown_in_documents_parse() {
         "weir cert device truck-1 truck-2 --dir certs --days=-1",
         "weir cert site node.example 10.0.0.1 --client admin --client truck-1 --dir certs",
         "weir bench publish --records 1000 --record-size 100 --batch 64 --connections 2 --producers 2 --partitions 8 --json",
+        "weir bench publish --batch 1 --in-flight 1 --record-size 128 --connections 1000",
+        "weir bench publish --batch 1000 --rate 1000000",
+        "weir bench consume --tail --consumers 2 --slow 1",
+        "weir bench streams --partitions 100000",
+        "weir bench connections --connections 10000",
+        "weir bench table",
         "weir bench latency --rate 500 --seconds 3 --no-floors --set log.backend=plain",
         "weir completion bash",
         "weir version --json",
@@ -54,6 +60,7 @@ fn what_contradicts_itself_is_refused() {
         "weir status --cert c.pem",
         "weir cert device",
         "weir bench publish --connections 0",
+        "weir bench consume --slow 1",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

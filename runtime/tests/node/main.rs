@@ -10,6 +10,7 @@ mod guests;
 
 mod addresses;
 mod admin;
+mod bench;
 mod ends;
 mod pipelines;
 mod produce;
