@@ -1,11 +1,14 @@
 //! `weir bench`: starts a node where none is named, drives it with a profile of `weir-bench`, and prints one result.
 
+mod plugin;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use weir_bench::floor::{Transport, durable_writes, raw_quic};
+use weir_bench::profile::PluginUse;
 use weir_bench::{Floor, Host, Load, Report, Usage, profile};
 use weir_client::{Client, ClientConfig};
 
@@ -36,7 +39,7 @@ pub(super) struct BenchArgs {
     /// Bytes of a record's value
     #[arg(long, default_value_t = 256, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     record_size: u32,
-    /// Records of a batch; default 256 (1 for latency)
+    /// Records of a batch; default 256 (1 for latency, 1000 for pipeline)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// QUIC connections
@@ -63,6 +66,12 @@ pub(super) struct BenchArgs {
     /// Overrides a setting of the node that is started; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// publish: the topic's pipeline; pipeline: what is measured. byte-filter (built in), a .wasm file, or a name in plugins/dist
+    #[arg(long, value_name = "FILE|NAME")]
+    plugin: Option<String>,
+    /// Its configuration
+    #[arg(long, value_name = "JSON", requires = "plugin")]
+    plugin_config: Option<String>,
     /// Leaves the floors out
     #[arg(long)]
     no_floors: bool,
@@ -84,6 +93,8 @@ enum Profile {
     Consume,
     /// Publish to acknowledgement at a fixed rate, open loop
     Latency,
+    /// A plugin over batches on one core, without network and disk
+    Pipeline,
     /// The disk alone: durable writes one after the other
     Disk,
     /// The network path alone: a raw QUIC stream and echo
@@ -100,10 +111,15 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let dir = args.dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_default();
     std::fs::create_dir_all(&dir)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot make {}: {error}; name another --dir", dir.display())))?;
+    let plugin = plugin::find(args.plugin.as_deref(), args.plugin_config.as_deref())?;
+    if plugin.is_some() && !matches!(args.profile, Profile::Publish | Profile::Pipeline) {
+        return Err(Failure::usage("--plugin goes with the profiles publish and pipeline"));
+    }
     let report = match args.profile {
         Profile::Disk | Profile::Quic => floor_alone(&args, &dir).await?,
-        _ if args.remote => remote(&args).await?,
-        _ => own_node(&args, &dir).await?,
+        Profile::Pipeline => plugin::alone(plugin, load(&args)).await?,
+        _ if args.remote => remote(&args, plugin).await?,
+        _ => own_node(&args, &dir, plugin).await?,
     };
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -123,7 +139,11 @@ fn load(args: &BenchArgs) -> Load {
         records: args.records,
         seconds: Duration::from_secs(args.seconds),
         record_bytes: args.record_size as usize,
-        batch_records: args.batch.unwrap_or(if latency { 1 } else { 256 }),
+        batch_records: args.batch.unwrap_or(match args.profile {
+            Profile::Latency => 1,
+            Profile::Pipeline => 1000,
+            _ => 256,
+        }),
         connections: args.connections,
         producers: args.producers,
         in_flight: args.in_flight,
@@ -133,14 +153,14 @@ fn load(args: &BenchArgs) -> Load {
 }
 
 /// Starts a node in the directory, measures it, stops it.
-async fn own_node(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
+async fn own_node(args: &BenchArgs, dir: &Path, plugin: Option<PluginUse>) -> Result<Report, Failure> {
     let site_dir = dir.join(format!("node-{}", std::process::id()));
     let site = Site::create(&site_dir, &["admin"], &further(&args.overrides)?)?;
     let addr = site.addr.to_string();
     let config = site.client_config("admin")?;
     let mut node = site.start()?;
     let client = node.ready(READY, &config).await?;
-    let measured = measure(args, &client, &config, &addr, Some((&node, dir))).await;
+    let measured = measure(args, (&client, &config, &addr), Some((&node, dir)), plugin).await;
     let stopped = node.stop(STOP).await;
     let _ = std::fs::remove_dir_all(&site_dir);
     let mut report = measured?;
@@ -152,23 +172,26 @@ async fn own_node(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
 }
 
 /// Measures a node that somebody else runs: its costs and its disk are not ours to read.
-async fn remote(args: &BenchArgs) -> Result<Report, Failure> {
+async fn remote(args: &BenchArgs, plugin: Option<PluginUse>) -> Result<Report, Failure> {
     let config = args.connect.config()?;
     let client = args.connect.connect().await?;
-    measure(args, &client, &config, &args.connect.addr, None).await
+    measure(args, (&client, &config, &args.connect.addr), None, plugin).await
 }
 
-/// Creates the topic, runs the profile, deletes the topic.
+/// Creates the topic and its pipeline, runs the profile, deletes the topic.
 async fn measure(
     args: &BenchArgs,
-    client: &Client,
-    config: &ClientConfig,
-    addr: &str,
+    (client, config, addr): (&Client, &ClientConfig, &str),
     node: Option<(&ChildNode, &Path)>,
+    plugin: Option<PluginUse>,
 ) -> Result<Report, Failure> {
     let load = load(args);
     let created = client.admin().create_topic(&load.topic, load.partitions, Vec::new()).await;
     created.map_err(|error| Failure::from_client(error, addr))?;
+    let attached = match plugin {
+        Some(plugin) => Some(plugin::Attached::attach(client, &load.topic, plugin, addr).await?),
+        None => None,
+    };
     let usage = || node.and_then(|(node, _)| Usage::of(node.pid()));
     let before = usage();
     let host = Host::detect(node.map(|(_, dir)| dir));
@@ -181,6 +204,10 @@ async fn measure(
     let deleted = client.admin().delete_topic(&load.topic).await;
     let mut report = measured.map_err(|error| Failure::new(Exit::Failed, error).next("look into the node's log"))?;
     deleted.map_err(|error| Failure::from_client(error, addr))?;
+    if let Some(attached) = attached {
+        report.plugin = Some(attached.what());
+        attached.remove(&client.admin(), addr).await?;
+    }
     if let (Some(before), Some(after)) = (before, after) {
         report.server_cpu_seconds = Some(after.cpu_seconds - before.cpu_seconds);
         report.server_rss_bytes = Some(after.rss_bytes);
