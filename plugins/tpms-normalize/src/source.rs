@@ -38,7 +38,7 @@ impl<'a> Source<'a> {
         let mut source = Self::default();
         let plain = flat_object(record.bytes()?, |name, value| {
             if let Some(field) = source.field(name) {
-                *field = value;
+                *field = value.into();
             }
         });
         if plain.is_some() { Ok(source) } else { record.json() }

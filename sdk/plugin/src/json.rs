@@ -125,7 +125,7 @@ impl<'de> Visitor<'de> for ScalarVisitor {
 /// [`Record::json`](crate::Record::json), which knows all of JSON and says what is wrong. Whatever is read here is read as
 /// serde_json reads it.
 #[inline]
-pub fn flat_object<'a>(bytes: &'a [u8], mut member: impl FnMut(&'a str, Scalar<'a>)) -> Option<()> {
+pub fn flat_object<'a>(bytes: &'a [u8], mut member: impl FnMut(&'a str, Plain<'a>)) -> Option<()> {
     let mut scan = Scan { text: std::str::from_utf8(bytes).ok()?, at: 0 };
     scan.token(b'{')?;
     if scan.peek()? == b'}' {
@@ -135,7 +135,7 @@ pub fn flat_object<'a>(bytes: &'a [u8], mut member: impl FnMut(&'a str, Scalar<'
     loop {
         let name = scan.text()?;
         scan.token(b':')?;
-        let value = scan.scalar()?;
+        let value = scan.plain()?;
         member(name, value);
         match scan.peek()? {
             b',' => scan.at += 1,
@@ -144,6 +144,36 @@ pub fn flat_object<'a>(bytes: &'a [u8], mut member: impl FnMut(&'a str, Scalar<'
                 return scan.end();
             }
             _ => return None,
+        }
+    }
+}
+
+/// A value of a flat object, not made a [`Scalar`] yet: what nobody asks for need not be divided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Plain<'a>(Kind<'a>);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    /// Digits without their point, how many stand behind it, and the sign, which 0 has as well.
+    Decimal(i64, usize, bool),
+    Text(&'a str),
+}
+
+impl<'a> From<Plain<'a>> for Scalar<'a> {
+    #[inline]
+    fn from(plain: Plain<'a>) -> Self {
+        match plain.0 {
+            Kind::Null => Self::Null,
+            Kind::Bool(truth) => Self::Bool(truth),
+            Kind::Int(number) => Self::Int(number),
+            Kind::Decimal(digits, decimals, negative) => {
+                let magnitude = digits as f64 / POWERS_OF_TEN.get(decimals).copied().unwrap_or(f64::NAN);
+                Self::Float(if negative { -magnitude } else { magnitude })
+            }
+            Kind::Text(text) => Self::Text(Cow::Borrowed(text)),
         }
     }
 }
@@ -160,9 +190,24 @@ impl<'a> Scan<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// The next byte that is no blank.
+    /// The next byte that is no blank. Mostly there is one blank or none.
     #[inline]
     fn peek(&mut self) -> Option<u8> {
+        let first = self.byte()?;
+        if first > b' ' {
+            return Some(first);
+        }
+        match self.text.as_bytes().get(self.at + 1).copied() {
+            Some(second) if first == b' ' && second > b' ' => {
+                self.at += 1;
+                Some(second)
+            }
+            _ => self.skip_blanks(),
+        }
+    }
+
+    #[cold]
+    fn skip_blanks(&mut self) -> Option<u8> {
         loop {
             match self.byte()? {
                 b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
@@ -196,26 +241,26 @@ impl<'a> Scan<'a> {
     }
 
     #[inline]
-    fn scalar(&mut self) -> Option<Scalar<'a>> {
+    fn plain(&mut self) -> Option<Plain<'a>> {
         match self.peek()? {
-            b'"' => self.text().map(|text| Scalar::Text(Cow::Borrowed(text))),
+            b'"' => self.text().map(|text| Plain(Kind::Text(text))),
             b'-' | b'0'..=b'9' => self.number(),
-            b't' => self.word("true", Scalar::Bool(true)),
-            b'f' => self.word("false", Scalar::Bool(false)),
-            b'n' => self.word("null", Scalar::Null),
+            b't' => self.word("true", Kind::Bool(true)),
+            b'f' => self.word("false", Kind::Bool(false)),
+            b'n' => self.word("null", Kind::Null),
             _ => None,
         }
     }
 
-    fn word(&mut self, word: &str, value: Scalar<'a>) -> Option<Scalar<'a>> {
+    fn word(&mut self, word: &str, value: Kind<'a>) -> Option<Plain<'a>> {
         let found = self.text.get(self.at..)?.starts_with(word);
         self.at += word.len();
-        found.then_some(value)
+        found.then_some(Plain(value))
     }
 
     /// Up to 15 digits: whole numbers of that size are exact in an f64, and one division rounds once.
     #[inline]
-    fn number(&mut self) -> Option<Scalar<'a>> {
+    fn number(&mut self) -> Option<Plain<'a>> {
         const DIGITS_MAX: usize = 15;
         let negative = self.byte()? == b'-';
         self.at += usize::from(negative);
@@ -229,7 +274,7 @@ impl<'a> Scan<'a> {
         }
         let sign = |magnitude: i64| if negative { -magnitude } else { magnitude };
         if self.byte() != Some(b'.') {
-            return (!self.exponent()).then(|| Scalar::Int(sign(number)));
+            return (!self.exponent()).then(|| Plain(Kind::Int(sign(number))));
         }
         self.at += 1;
         let start = self.at;
@@ -238,8 +283,7 @@ impl<'a> Scan<'a> {
         if whole_digits + decimals > DIGITS_MAX || self.exponent() {
             return None;
         }
-        let magnitude = number as f64 / POWERS_OF_TEN.get(decimals)?;
-        Some(Scalar::Float(if negative { -magnitude } else { magnitude }))
+        Some(Plain(Kind::Decimal(number, decimals, negative)))
     }
 
     /// At least one digit; what is too long for a number is refused by its length.
@@ -423,7 +467,7 @@ mod tests {
 
     fn by_scan(json: &str) -> Option<Vec<(String, Scalar<'_>)>> {
         let mut members = Vec::new();
-        flat_object(json.as_bytes(), |name, value| members.push((name.to_owned(), value))).map(|()| members)
+        flat_object(json.as_bytes(), |name, value| members.push((name.to_owned(), value.into()))).map(|()| members)
     }
 
     #[test]
