@@ -42,6 +42,15 @@ pub enum BenchError {
     /// A batch could not be built.
     #[error("building a batch: {0}")]
     Batch(#[from] weir_batch::BatchError),
+    /// The plugin cannot be used.
+    #[error("the plugin: {0}")]
+    Plugin(#[from] weir_pipeline::PluginError),
+    /// It cannot be packed.
+    #[error("the plugin: {0}")]
+    Pack(#[from] weir_pipeline::PackError),
+    /// The pipeline's threads or engine did not start.
+    #[error("the pipeline: {0}")]
+    Host(#[from] weir_pipeline::HostError),
     /// Nothing was measured.
     #[error("{0}")]
     Nothing(&'static str),

@@ -98,7 +98,7 @@ impl Payload {
 }
 
 /// Half text that repeats, half hexadecimal noise: about as compressible as sensor JSON.
-fn value(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+pub(crate) fn value(rng: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
     const TEXT: &[u8] = br#"{"model":"Toyota","type":"TPMS","status":128,"pressure_kPa":221.3,"temperature_C":24.0,"id":""#;
     let mut value = Vec::with_capacity(bytes);
     value.extend(TEXT.iter().take(bytes / 2));

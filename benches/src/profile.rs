@@ -1,8 +1,10 @@
-//! The profiles: each drives a node through the client library and fills a [`Report`](crate::Report).
+//! The profiles: each drives a node through the client library, or one part of a node alone, and fills a
+//! [`Report`](crate::Report).
 
 mod consume;
 mod lanes;
 mod pace;
+mod pipeline;
 mod publish;
 mod standby;
 mod streams;
@@ -10,6 +12,7 @@ mod tally;
 
 pub use consume::{fill_topic, read_topic, tail};
 pub use pace::latency;
+pub use pipeline::{BYTE_FILTER, PluginUse, pipeline};
 pub use publish::publish;
 pub use standby::{Standby, address_changes};
 pub use streams::Streams;

@@ -62,7 +62,7 @@ pub struct Floor {
 /// A run's result. The fields of the load stand beside those of the outcome, so that a line of JSON is complete by itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// publish, consume, latency, disk or quic.
+    /// publish, consume, latency, pipeline, disk or quic.
     pub profile: String,
     /// Acknowledged (or received) records.
     pub records: u64,
@@ -106,6 +106,8 @@ pub struct Report {
     pub partitions: u32,
     /// Scheduled records a second; null: as fast as acknowledgements allow.
     pub rate: Option<u64>,
+    /// The plugin that was run, or that stood in front of the topic.
+    pub plugin: Option<String>,
     /// The machine.
     pub host: Host,
 }
@@ -139,6 +141,7 @@ impl Report {
             producers: load.producers,
             partitions: load.partitions,
             rate: load.rate,
+            plugin: None,
             host,
         }
     }
@@ -192,7 +195,7 @@ impl Report {
             // At a given rate there is nothing to reach.
             ("publish", _) if self.rate.is_some() => None,
             ("publish", _) if requests.is_some() => requests.map(|requests| self.records_per_second / requests),
-            ("publish" | "consume", _) => slowest.map(|slowest| self.bytes_per_second / slowest),
+            ("publish" | "consume" | "pipeline", _) => slowest.map(|slowest| self.bytes_per_second / slowest),
             _ => None,
         };
         self.floors.extend(floors);
@@ -213,6 +216,9 @@ impl Report {
                     self.connections, self.producers, self.batch_records, self.record_bytes, self.partitions
                 ),
             );
+            if let Some(plugin) = &self.plugin {
+                row("plugin", plugin.clone());
+            }
             row("records", format!("{} in {:.2} s", self.records, self.seconds));
             row("throughput", format!("{:.0} records/s, {:.1} MB/s", self.records_per_second, self.bytes_per_second / 1e6));
             row("errors", self.errors.to_string());

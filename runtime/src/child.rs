@@ -78,6 +78,8 @@ pub struct Site {
     pub addr: SocketAddr,
     /// Where its metrics are.
     pub http_addr: SocketAddr,
+    /// Memory its node may take; as `weir serve --memory-max` takes it.
+    pub memory_max: Option<String>,
 }
 
 impl Site {
@@ -89,8 +91,12 @@ impl Site {
         };
         std::fs::create_dir_all(dir).map_err(prepare(dir))?;
         let dir = dir.canonicalize().map_err(prepare(dir))?;
-        let site =
-            Site { addr: free_port(true).map_err(prepare(&dir))?, http_addr: free_port(false).map_err(prepare(&dir))?, dir };
+        let site = Site {
+            addr: free_port(true).map_err(prepare(&dir))?,
+            http_addr: free_port(false).map_err(prepare(&dir))?,
+            dir,
+            memory_max: None,
+        };
         cert::write_site(&site.certs(), principals)?;
         let (addr, http) = (site.addr, site.http_addr);
         let text = format!(
@@ -132,6 +138,7 @@ impl Site {
         let process = Command::new(&program)
             .args(["serve", "--config"])
             .arg(self.config())
+            .args(self.memory_max.iter().flat_map(|size| ["--memory-max", size]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

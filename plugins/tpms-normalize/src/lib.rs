@@ -64,7 +64,7 @@ impl Plugin for Normalize {
     }
 
     fn process(&mut self, record: Record<'_>, out: &mut Out<'_>) -> Result {
-        let source: Source<'_> = record.json()?;
+        let source = Source::read(&record)?;
         if !source.is_tpms() {
             out.count("not_tpms", 1);
             return out.drop();

@@ -22,7 +22,10 @@ pub(crate) enum Id<'a> {
 impl<'a> Id<'a> {
     fn of(scalar: &'a Scalar<'_>) -> Result<Self> {
         match scalar {
-            Scalar::Text(text) if !text.trim().is_empty() => Ok(Self::Text(text.trim())),
+            Scalar::Text(text) => match trimmed(text) {
+                "" => Err(Error::fixed("\"id\" is neither text nor a whole number")),
+                text => Ok(Self::Text(text)),
+            },
             Scalar::Int(number) if *number >= 0 => Ok(Self::Number(number.unsigned_abs())),
             Scalar::Missing | Scalar::Null => Err(Error::fixed("the reading has no \"id\"")),
             _ => Err(Error::fixed("\"id\" is neither text nor a whole number")),
@@ -158,6 +161,14 @@ impl<'a> Reading<'a> {
         let hash = hash.word(truth(self.battery_ok) * 3 + truth(self.fast_leak));
         let hash = self.flags.map_or(hash, |flags| flags.hash(hash));
         self.code.map_or(hash, |code| hash.bytes(code.as_bytes())).finish()
+    }
+}
+
+/// Without blanks around it. Hardly a line has any, and to see that takes two bytes.
+fn trimmed(text: &str) -> &str {
+    match text.as_bytes() {
+        [first, .., last] if first.is_ascii_graphic() && last.is_ascii_graphic() => text,
+        _ => text.trim(),
     }
 }
 

@@ -4,7 +4,8 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use weir_plugin::json::Scalar;
+use weir_plugin::json::{Scalar, flat_object};
+use weir_plugin::{Record, Result};
 
 /// The fields, still as they were written.
 #[derive(Debug, Default)]
@@ -32,6 +33,18 @@ impl<'a> Source<'a> {
         self.kind.text().is_some_and(|kind| kind.eq_ignore_ascii_case("TPMS"))
     }
 
+    /// Reads a line. Nearly all are flat objects; serde_json reads the others, and says what is wrong with them.
+    pub(crate) fn read(record: &Record<'a>) -> Result<Self> {
+        let mut source = Self::default();
+        let plain = flat_object(record.bytes()?, |name, value| {
+            if let Some(field) = source.field(name) {
+                *field = value.into();
+            }
+        });
+        if plain.is_some() { Ok(source) } else { record.json() }
+    }
+
+    #[inline]
     fn field(&mut self, name: &str) -> Option<&mut Scalar<'a>> {
         Some(match name {
             "type" => &mut self.kind,
@@ -55,7 +68,7 @@ impl<'a> Source<'a> {
 }
 
 impl<'de> Deserialize<'de> for Source<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         deserializer.deserialize_map(SourceVisitor)
     }
 }
@@ -69,7 +82,7 @@ impl<'de> Visitor<'de> for SourceVisitor {
         f.write_str("a JSON object as rtl_433 prints it")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> std::result::Result<Self::Value, A::Error> {
         let mut source = Source::default();
         while let Some(Scalar::Text(name)) = object.next_key()? {
             match source.field(&name) {

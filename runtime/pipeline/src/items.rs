@@ -1,8 +1,9 @@
 //! The record list that goes from stage to stage: an index, whose keys and values stay where they were first written.
+use std::ops::Range;
 use std::sync::Arc;
 
-use weir_batch::{Codec, RecordBatch};
-use weir_plugin_abi::{BatchMeta, BatchWriter, WriteError};
+use weir_batch::RecordBatch;
+use weir_plugin_abi::{BatchMeta, BatchView, BatchWriter, NULL, Places, WriteError};
 
 use crate::error::RunError;
 use crate::output::NO_HEADERS;
@@ -41,12 +42,118 @@ pub(crate) struct Item {
     pub(crate) value: Span,
     /// Null stands for none.
     pub(crate) headers: Span,
+    /// Whether it is as its producer sent it.
+    pub(crate) untouched: bool,
 }
+
+impl Item {
+    /// A record of the producer's batch.
+    fn of_source(source: u32, places: &Places) -> Self {
+        // A null place is `Span::NULL`, bit for bit.
+        let span = |(start, bytes): (u32, u32)| Span { buffer: 0, start, bytes };
+        Self {
+            source,
+            timestamp: places.timestamp,
+            key: span(places.key),
+            value: span(places.value),
+            headers: span(places.headers),
+            untouched: true,
+        }
+    }
+}
+
+/// A stage's records: the producer's batch as it is, runs of it, or what earlier stages made of it.
+///
+/// Records are listed one by one only when somebody asks for them: most batches pass unchanged, and most others lose some
+/// records and nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct List {
+    items: Vec<Item>,
+    runs: Vec<Range<u32>>,
+    count: usize,
+    is: Is,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Is {
+    /// All of the producer's records.
+    #[default]
+    Source,
+    /// Runs of them.
+    Runs,
+    /// Listed.
+    Items,
+}
+
+impl List {
+    /// The records of a producer's batch.
+    pub(crate) fn start(&mut self, count: u32) {
+        (self.count, self.is) = (count as usize, Is::Source);
+    }
+
+    /// Takes the next stage's records; `next` is empty afterwards.
+    pub(crate) fn advance(&mut self, next: &mut Vec<Item>) {
+        std::mem::swap(&mut self.items, next);
+        next.clear();
+        (self.count, self.is) = (self.items.len(), Is::Items);
+    }
+
+    /// The producer's records without some of them, whose indices do not decrease. False where this is no longer a list of
+    /// the producer's records alone.
+    pub(crate) fn without(&mut self, dropped: impl Iterator<Item = u32>) -> bool {
+        if self.is != Is::Source {
+            return false;
+        }
+        self.runs.clear();
+        let (end, mut from, mut left) = (self.count as u32, 0, 0);
+        for drop in dropped.chain([end]) {
+            if drop > from {
+                self.runs.push(from..drop);
+                left += drop - from;
+            }
+            from = drop + 1;
+        }
+        (self.count, self.is) = (left as usize, Is::Runs);
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// The runs of the producer's records, if that is all there is.
+    pub(crate) fn runs(&self) -> Option<&[Range<u32>]> {
+        (self.is == Is::Runs).then_some(&self.runs)
+    }
+
+    /// The records one by one; `source` is the producer's batch as it was laid out.
+    pub(crate) fn items(&mut self, source: &[u8]) -> &[Item] {
+        if self.is != Is::Items {
+            if self.is == Is::Source {
+                self.runs.clear();
+                self.runs.push(0..self.count as u32);
+            }
+            self.items.clear();
+            if let Ok(view) = BatchView::parse(source) {
+                for run in &self.runs {
+                    let places = view.places().skip(run.start as usize);
+                    self.items.extend(run.clone().zip(places).map(|(source, places)| Item::of_source(source, &places)));
+                }
+            }
+            self.is = Is::Items;
+        }
+        debug_assert_eq!(self.items.len(), self.count);
+        &self.items
+    }
+}
+
+// Places of the record batch, of the flat batch and spans agree on what null is.
+const _: () = assert!(weir_batch::PLACE_NULL.0 == NULL && Span::NULL.start == NULL && Span::NULL.buffer == 0);
 
 /// Where spans point.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// The first stage's flat batch: all keys, values and headers of the producer's batch.
+    /// The first stage's flat batch, the producer's records in it.
     pub(crate) source: Arc<Vec<u8>>,
     /// One a stage.
     pub(crate) arenas: Vec<Vec<u8>>,
@@ -80,18 +187,17 @@ pub(crate) fn exclusive(buffer: &mut Arc<Vec<u8>>) -> &mut Vec<u8> {
     Arc::get_mut(buffer).expect("an Arc just made is held once")
 }
 
-/// Lays a producer's batch out flat, once, and lists its records.
+/// Lays a producer's batch out flat, once: its records as they are encoded, in one copy, and entries that point into them.
+/// Returns where the encoded records start.
 pub(crate) fn lay_out_source(
     batch: &RecordBatch<'_>,
     meta: BatchMeta<'_>,
     bytes_max: usize,
     decompressed: &mut Vec<u8>,
     flat: &mut Vec<u8>,
-    items: &mut Vec<Item>,
-) -> Result<(), RunError> {
-    items.clear();
+) -> Result<usize, RunError> {
     let count = batch.record_count();
-    let records = batch.records_with(decompressed, bytes_max)?;
+    let mut records = batch.records_with(decompressed, bytes_max)?;
     // Nothing is reserved for records that the bytes cannot hold, whatever the header says.
     let possible = records.size_hint().1.unwrap_or(0);
     if count as usize > possible {
@@ -100,31 +206,24 @@ pub(crate) fn lay_out_source(
             reason: "there are fewer records than its header says",
         }));
     }
-    let at_most = flat_bytes(count, batch.bytes().len(), &meta);
-    if batch.codec() == Codec::None && at_most > bytes_max {
-        return Err(RunError::TooLarge { bytes: at_most, max: bytes_max });
+    let encoded = records.rest();
+    let bytes = flat_bytes(count, encoded.len(), &meta);
+    if bytes > bytes_max {
+        return Err(RunError::TooLarge { bytes, max: bytes_max });
     }
     let mut writer = BatchWriter::begin(flat, meta, count).map_err(|e| too_large(&e, bytes_max))?;
-    for (source, record) in (0u32..).zip(records) {
-        let record = record?;
-        let headers = if record.headers.is_empty() { &[][..] } else { record.headers.raw() };
-        let key_start = writer.position();
-        writer.push(record.timestamp, record.key, record.value, headers).map_err(|e| too_large(&e, bytes_max))?;
-        if writer.position() > bytes_max {
-            return Err(RunError::TooLarge { bytes: writer.position(), max: bytes_max });
+    let start = writer.payload(encoded).map_err(|e| too_large(&e, bytes_max))?;
+    let mut entries = writer.entries();
+    records.places(|record| {
+        let place = |(at, bytes): (u32, u32)| if at == NULL { (NULL, 0) } else { (start + at, bytes) };
+        let (key, value, headers) = (place(record.key), place(record.value), place(record.headers));
+        if let Some(entry) = entries.next() {
+            entry.set(&Places { timestamp: record.timestamp, key, value, headers });
         }
-        let value_start = key_start + record.key.map_or(0, <[u8]>::len);
-        let headers_start = value_start + record.value.map_or(0, <[u8]>::len);
-        let span = |start, bytes: Option<&[u8]>| bytes.map_or(Span::NULL, |b| Span::new(0, start, b.len()));
-        items.push(Item {
-            source,
-            timestamp: record.timestamp,
-            key: span(key_start, record.key),
-            value: span(value_start, record.value),
-            headers: if headers.is_empty() { Span::NULL } else { span(headers_start, Some(headers)) },
-        });
-    }
-    writer.finish().map_err(|e| too_large(&e, bytes_max))
+    })?;
+    drop(entries);
+    writer.finish().map_err(|e| too_large(&e, bytes_max))?;
+    Ok(start as usize)
 }
 
 /// Lays items out flat for the next stage, or a part of them for a search.

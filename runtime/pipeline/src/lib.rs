@@ -10,9 +10,10 @@
 //! the list for the next stage (`verdicts`); the last list is the [`Output`]. When a plugin fails, `run` looks for the
 //! record that is to blame, applies the [`FailurePolicy`] to it, and a `breaker` ends the search where it never pays.
 //!
-//! Cost of a batch of n records and b bytes, one stage: one pass over the records (about 56 bytes of index each), b + 32 n
-//! bytes written flat, the same copied into the guest, 32 n bytes of verdicts read back; a keep moves no payload. Nothing
-//! is allocated per record.
+//! Cost of a batch of n records and b bytes, one stage: one walk over the records, b + 32 n bytes written flat, the same
+//! copied into the guest, 32 bytes for each verdict read back; a keep moves no payload and needs no verdict. If records are
+//! dropped and nothing else happens, the rest is copied in runs and gets a CRC. A list of records (56 bytes each) is made only
+//! for verdicts that say more. Nothing is allocated per record.
 //!
 //! Unsafe code is denied but for one module: the types of the WIT world, where wasmtime's derive writes it.
 #![deny(unsafe_code)]

@@ -8,18 +8,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use weir_batch::{BatchBuilder, RecordBatch};
+use weir_batch::{BatchBuilder, EncodedRecords, RecordBatch};
 use weir_plugin_abi::BatchMeta;
 
 use crate::breaker::{Admit, BreakerState, Went};
 use crate::error::{Failure, FailureKind, RunError, clean_message};
-use crate::instance::{Budget, Fault, Instance, StartError};
-use crate::items::{Buffers, Item, Span, exclusive, lay_out, lay_out_source};
+use crate::instance::{Budget, Emitted, Fault, Instance, StartError};
+use crate::items::{Buffers, Item, List, Span, exclusive, lay_out, lay_out_source};
 use crate::limits::{FAILURES_LISTED_MAX, MESSAGE_BYTES_MAX};
 use crate::output::{Counts, Main, NO_HEADERS, Output, Routed, RoutedRecord, RoutedRecords, extend_headers};
 use crate::pipeline::{Input, Pipeline, Policy, StageState};
 use crate::stats::StageDelta;
-use crate::verdicts::{Apply, Collected, DeadLetter, check};
+use crate::verdicts::{Apply, Collected, DeadLetter, Said, check, sources};
 
 /// Buffers larger than this are given back after the batch that needed them.
 const SCRATCH_KEEP_BYTES: usize = 4 << 20;
@@ -64,7 +64,7 @@ pub(crate) struct Worker {
     /// The flat batch of a part, during a search.
     part: Arc<Vec<u8>>,
     decompressed: Vec<u8>,
-    items: Vec<Item>,
+    list: List,
     collected: Collected,
     deltas: Vec<StageDelta>,
     instances: Instances,
@@ -108,22 +108,32 @@ impl Worker {
         let meta = BatchMeta::new(&input.topic, input.partition, input.now_ms);
         let bytes_max = pipeline.host.config.input_bytes_max;
         let flat = exclusive(&mut self.buffers.source);
-        lay_out_source(&batch, meta, bytes_max, &mut self.decompressed, flat, &mut self.items)?;
+        let encoded_start = lay_out_source(&batch, meta, bytes_max, &mut self.decompressed, flat)?;
+        self.list.start(batch.record_count());
         for index in 0..stages {
-            if self.items.is_empty() {
+            if self.list.len() == 0 {
                 break;
             }
-            self.run_stage(pipeline, index, meta, patience)?;
-            std::mem::swap(&mut self.items, &mut self.collected.next);
-            self.collected.next.clear();
+            let in_place = self.run_stage(pipeline, index, meta, patience)?;
+            if !in_place {
+                self.list.advance(&mut self.collected.next);
+            }
         }
-        Ok(self.output(pipeline, &batch, input)?)
+        Ok(self.output(pipeline, &batch, encoded_start, input)?)
     }
 
-    fn run_stage(&mut self, pipeline: &Arc<Pipeline>, index: usize, meta: BatchMeta<'_>, patience: Patience) -> Result<(), Stop> {
+    /// Answers whether the list is the next stage's already; otherwise that one was collected.
+    fn run_stage(
+        &mut self,
+        pipeline: &Arc<Pipeline>,
+        index: usize,
+        meta: BatchMeta<'_>,
+        patience: Patience,
+    ) -> Result<bool, Stop> {
         let whole = if self.collected.changed {
             let bytes_max = pipeline.host.config.input_bytes_max;
-            lay_out(&self.items, &self.buffers, meta, bytes_max, exclusive(&mut self.flat))?;
+            let items = self.list.items(&self.buffers.source);
+            lay_out(items, &self.buffers, meta, bytes_max, exclusive(&mut self.flat))?;
             Arc::clone(&self.flat)
         } else {
             Arc::clone(&self.buffers.source)
@@ -132,13 +142,13 @@ impl Worker {
         let admitted = stage.breaker().admit(meta.now_ms);
         let delta = &mut self.deltas[index];
         delta.ran = true;
-        delta.records_in = self.items.len() as u64;
+        delta.records_in = self.list.len() as u64;
         let mut run = StageRun {
             pipeline,
             stage,
             index,
             meta,
-            items: &self.items,
+            list: &mut self.list,
             whole,
             buffers: &mut self.buffers,
             part: &mut self.part,
@@ -148,28 +158,35 @@ impl Worker {
             admitted,
             patience,
             search: Search::default(),
+            in_place: false,
         };
         let result = run.run();
         let went = run.went(&result);
         if admitted != Admit::Refuse && !matches!(result, Err(Stop::Handover)) {
             report_breaker(stage, meta.now_ms, admitted, went);
         }
-        result
+        result.map(|()| run.in_place)
     }
 
     /// Builds what goes on from the last list.
-    fn output(&mut self, pipeline: &Pipeline, batch: &RecordBatch<'_>, input: &Input) -> Result<Output, RunError> {
+    fn output(
+        &mut self,
+        pipeline: &Pipeline,
+        batch: &RecordBatch<'_>,
+        encoded_start: usize,
+        input: &Input,
+    ) -> Result<Output, RunError> {
         let collected = &mut self.collected;
         let main = if !collected.changed {
             Main::Unchanged
-        } else if self.items.is_empty() {
+        } else if self.list.len() == 0 {
             Main::Empty
         } else {
-            rebuild(batch, &self.items, &self.buffers)?
+            rebuild(batch, &mut self.list, &self.buffers, encoded_start)?
         };
         let mut counts = Counts {
             records_in: u64::from(batch.record_count()),
-            records_out: self.items.len() as u64,
+            records_out: self.list.len() as u64,
             routed: collected.routed.len() as u64,
             dead_lettered: collected.dead.len() as u64,
             ..Counts::default()
@@ -205,23 +222,49 @@ fn untouched(record_count: u32) -> Output {
     Output { main: Main::Unchanged, routed: Vec::new(), counts, failures: Vec::new() }
 }
 
-/// One new batch: zstd stays zstd, the producer's fields stay.
-fn rebuild(batch: &RecordBatch<'_>, items: &[Item], buffers: &Buffers) -> Result<Main, RunError> {
-    let mut builder = BatchBuilder::new(batch.codec());
+/// One new batch: zstd stays zstd, the producer's fields stay. Records that nobody touched are copied as they are encoded.
+fn rebuild(batch: &RecordBatch<'_>, list: &mut List, buffers: &Buffers, encoded_start: usize) -> Result<Main, RunError> {
     let header = batch.header();
-    let mut max_timestamp = i64::MIN;
-    for item in items {
-        max_timestamp = max_timestamp.max(item.timestamp);
-        let (key, value) = (buffers.get(item.key), buffers.get(item.value));
-        if item.headers == Span::NULL {
-            builder.push(item.timestamp, key, value, &[]);
-        } else {
-            builder.push_raw_headers(item.timestamp, key, value, buffers.headers(item))?;
+    let encoded = &buffers.source[encoded_start..];
+    let mut builder = BatchBuilder::with_capacity(batch.codec(), encoded.len());
+    builder.set_producer(header.producer_id, header.producer_epoch, header.base_sequence);
+    let mut records = EncodedRecords::new(header, encoded);
+    let record_count = list.len() as u32;
+    match list.runs() {
+        Some(runs) if !header.is_log_append_time() => {
+            for run in runs {
+                builder.push_run(&mut records, run.clone())?;
+            }
+        }
+        _ => {
+            for item in list.items(&buffers.source) {
+                push(&mut builder, &mut records, buffers, item)?;
+            }
         }
     }
-    builder.set_producer(header.producer_id, header.producer_epoch, header.base_sequence);
-    let batch = builder.finish()?;
-    Ok(Main::Rebuilt { batch, record_count: items.len() as u32, max_timestamp })
+    let max_timestamp = builder.max_timestamp();
+    Ok(Main::Rebuilt { batch: builder.finish()?, record_count, max_timestamp })
+}
+
+fn push(
+    builder: &mut BatchBuilder,
+    records: &mut EncodedRecords<'_>,
+    buffers: &Buffers,
+    item: &Item,
+) -> Result<(), weir_batch::BatchError> {
+    // Stages keep the order, so the untouched records come in the order of their sources.
+    if item.untouched
+        && let Some(record) = records.seek(item.source)
+    {
+        builder.push_encoded(item.timestamp, record);
+        return Ok(());
+    }
+    let (key, value) = (buffers.get(item.key), buffers.get(item.value));
+    if item.headers == Span::NULL {
+        builder.push(item.timestamp, key, value, &[]);
+        return Ok(());
+    }
+    builder.push_raw_headers(item.timestamp, key, value, buffers.headers(item))
 }
 
 /// Groups routed records and dead letters by topic.
@@ -312,7 +355,7 @@ struct StageRun<'r> {
     stage: &'r StageState,
     index: usize,
     meta: BatchMeta<'r>,
-    items: &'r [Item],
+    list: &'r mut List,
     whole: Arc<Vec<u8>>,
     buffers: &'r mut Buffers,
     part: &'r mut Arc<Vec<u8>>,
@@ -322,6 +365,8 @@ struct StageRun<'r> {
     admitted: Admit,
     patience: Patience,
     search: Search,
+    /// The list is the next stage's already.
+    in_place: bool,
 }
 
 /// Why an attempt produced nothing.
@@ -338,7 +383,7 @@ impl From<RunError> for Failed {
 
 impl StageRun<'_> {
     fn run(&mut self) -> Result<(), Stop> {
-        let all = Part { from: 0, to: self.items.len(), is_left: false, to_blame: false };
+        let all = Part { from: 0, to: self.list.len(), is_left: false, to_blame: false };
         if self.admitted == Admit::Refuse {
             let fault = Fault {
                 kind: FailureKind::CircuitOpen,
@@ -416,10 +461,10 @@ impl StageRun<'_> {
 
     /// Runs the plugin over a part; its verdicts count if it succeeds.
     fn attempt(&mut self, part: Part) -> Result<(), Failed> {
-        let items = &self.items[part.from..part.to];
-        let batch = if items.len() == self.items.len() {
+        let batch = if part.len() == self.list.len() {
             Arc::clone(&self.whole)
         } else {
+            let items = &self.list.items(&self.buffers.source)[part.from..part.to];
             let bytes_max = self.pipeline.host.config.input_bytes_max;
             lay_out(items, self.buffers, self.meta, bytes_max, exclusive(self.part))?;
             Arc::clone(self.part)
@@ -429,19 +474,19 @@ impl StageRun<'_> {
         let mut instance = self.take_instance()?;
         let arena = &mut self.buffers.arenas[self.index];
         let arena_used = arena.len();
-        let budget = Budget::new(&self.stage.plugin, items.len(), self.whole.len(), arena_used);
+        let budget = Budget::new(&self.stage.plugin, part.len(), self.whole.len(), arena_used);
         // The guest's output is appended behind what other parts of this batch emitted.
         std::mem::swap(arena, &mut instance.emitted_mut().arena);
         let began = Instant::now();
         let outputs = self.stage.output_topics.len();
         let ran = instance.process(&batch, self.meta.now_ms, budget).and_then(|()| {
             let garbage = |error| Fault { kind: FailureKind::Garbage, message: format!("{error}") };
-            check(instance.emitted_mut(), items.len(), outputs).map_err(garbage)
+            check(instance.emitted_mut(), part.len(), outputs).map_err(garbage)
         });
         self.delta.nanos += u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.delta.memory_bytes = self.delta.memory_bytes.max(instance.memory_bytes() as u64);
         let judged = match ran {
-            Ok(()) => self.judge(part, &mut instance),
+            Ok(said) => self.judge(part, &mut instance, said),
             Err(fault) => Err(Failed::Fault(fault)),
         };
         std::mem::swap(&mut self.buffers.arenas[self.index], &mut instance.emitted_mut().arena);
@@ -456,10 +501,13 @@ impl StageRun<'_> {
     }
 
     /// Turns the verdicts of a part into the next list.
-    fn judge(&mut self, part: Part, instance: &mut Instance) -> Result<(), Failed> {
+    fn judge(&mut self, part: Part, instance: &mut Instance, said: Said) -> Result<(), Failed> {
         let (stage, index) = (self.stage, self.index);
-        let buffers = &*self.buffers;
         let emitted = instance.emitted_mut();
+        if part.len() == self.list.len() && self.judge_whole(said, emitted) {
+            return Ok(());
+        }
+        let buffers = &*self.buffers;
         // The arena is still with the instance: a message is read from there.
         let arena = &emitted.arena;
         let reject = |collected: &mut Collected, delta: &mut StageDelta, item: &Item, message: Span| {
@@ -469,7 +517,7 @@ impl StageRun<'_> {
             policy.apply(std::slice::from_ref(item), FailureKind::Reject, &text)
         };
         let apply = Apply {
-            items: &self.items[part.from..part.to],
+            items: &self.list.items(&buffers.source)[part.from..part.to],
             buffer: index + 1,
             output_topics: &stage.output_topics,
             collected: self.collected,
@@ -477,6 +525,23 @@ impl StageRun<'_> {
             reject,
         };
         apply.run(emitted).map_err(|error| Failed::Stop(error.into()))
+    }
+
+    /// A whole batch of which records are kept and dropped and nothing else; false if there is more to it.
+    fn judge_whole(&mut self, said: Said, emitted: &Emitted) -> bool {
+        let before = self.list.len();
+        self.in_place = match said {
+            Said::Nothing => true,
+            Said::Drops => self.list.without(sources(emitted)),
+            Said::More => false,
+        };
+        if self.in_place {
+            let dropped = before - self.list.len();
+            self.collected.changed |= dropped > 0;
+            self.delta.dropped += dropped as u64;
+            self.delta.kept += self.list.len() as u64;
+        }
+        self.in_place
     }
 
     fn take_instance(&mut self) -> Result<Instance, Failed> {
@@ -491,7 +556,7 @@ impl StageRun<'_> {
     }
 
     fn apply_policy(&mut self, part: Part, fault: &Fault) -> Result<(), Stop> {
-        let items = &self.items[part.from..part.to];
+        let items = &self.list.items(&self.buffers.source)[part.from..part.to];
         let mut policy = PolicyRun {
             stage: self.stage,
             index: self.index,
@@ -502,8 +567,9 @@ impl StageRun<'_> {
         Ok(policy.apply(items, fault.kind, &fault.message)?)
     }
 
-    fn failure(&self, part: Part, kind: FailureKind, message: &str) -> Failure {
-        failure(self.stage, self.index, self.buffers, &self.items[part.from..part.to], kind, message)
+    fn failure(&mut self, part: Part, kind: FailureKind, message: &str) -> Failure {
+        let items = &self.list.items(&self.buffers.source)[part.from..part.to];
+        failure(self.stage, self.index, self.buffers, items, kind, message)
     }
 
     /// What the breaker should think of this run.

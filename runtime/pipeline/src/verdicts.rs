@@ -49,18 +49,40 @@ pub(crate) fn calls(emitted: &Emitted) -> impl Iterator<Item = Result<(VerdictVi
     })
 }
 
+/// What was said about a batch, in short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// Nothing: every record is kept.
+    Nothing,
+    /// Some records are dropped, the others kept.
+    Drops,
+    /// Something else.
+    More,
+}
+
 /// Holds everything emitted to the rules before any of it counts.
-pub(crate) fn check(emitted: &Emitted, count: usize, outputs: usize) -> Result<(), VerdictError> {
+pub(crate) fn check(emitted: &Emitted, count: usize, outputs: usize) -> Result<Said, VerdictError> {
     let mut rules = VerdictRules::new(count as u32, outputs as u16);
     let arena_end = emitted.arena.len();
+    let mut said = Said::Nothing;
     for (at, call) in calls(emitted).enumerate() {
         let (view, arena_start) = call?;
         let next_start = emitted.calls.get(at + 1).map_or(arena_end, |next| next.arena_start);
         for verdict in view.verdicts() {
-            rules.check(&verdict?, next_start - arena_start)?;
+            let verdict = verdict?;
+            rules.check(&verdict, next_start - arena_start)?;
+            said = match (said, verdict.action) {
+                (Said::Nothing | Said::Drops, Action::Drop) => Said::Drops,
+                _ => Said::More,
+            };
         }
     }
-    Ok(())
+    Ok(said)
+}
+
+/// The records that checked verdicts are about, in order.
+pub(crate) fn sources(emitted: &Emitted) -> impl Iterator<Item = u32> {
+    calls(emitted).flatten().flat_map(|(view, _)| view.verdicts().flatten().map(|verdict| verdict.source))
 }
 
 /// Where verdicts lead.
@@ -177,6 +199,7 @@ where
             key,
             value: self.span(verdict.value_range(), arena_start),
             headers: source.headers,
+            untouched: false,
         }
     }
 

@@ -95,16 +95,18 @@ impl Hash {
     #[inline]
     #[must_use]
     pub fn word(self, word: u64) -> Self {
-        // The mixing step of wyhash's family: the two halves of a 128-bit product.
-        let product = u128::from(self.0 ^ word) * u128::from(0xa076_1d64_78bd_642f_u64);
-        Self((product as u64 ^ (product >> 64) as u64).wrapping_add(0xe703_7ed1_a0b4_28db))
+        // The mixing step of MurmurHash64A. Products of 128 bits mix better, and are a function call each in WebAssembly.
+        let word = word.wrapping_mul(0xc6a4_a793_5bd1_e995);
+        let word = (word ^ (word >> 47)).wrapping_mul(0xc6a4_a793_5bd1_e995);
+        Self((self.0 ^ word).wrapping_mul(0xc6a4_a793_5bd1_e995))
     }
 
     /// The hash.
     #[inline]
     #[must_use]
     pub fn finish(self) -> u64 {
-        self.word(0x8ebc_6af0_9c88_c6e3).0
+        let hash = (self.0 ^ (self.0 >> 47)).wrapping_mul(0xc6a4_a793_5bd1_e995);
+        hash ^ (hash >> 47)
     }
 }
 

@@ -106,6 +106,39 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// Where the parts of a record lie: their start in the batch, or [`NULL`], and their length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// ms since 1970.
+    pub timestamp: i64,
+    /// The key.
+    pub key: (u32, u32),
+    /// The value.
+    pub value: (u32, u32),
+    /// Headers in Kafka's encoding; null for none.
+    pub headers: (u32, u32),
+}
+
+impl Places {
+    /// Straight into its place: built elsewhere and copied, a load would wait for the stores before it.
+    #[inline(always)]
+    fn encode(&self, entry: &mut [u8; ENTRY_BYTES]) {
+        let part = |(start, bytes): (u32, u32)| (u64::from(start) | u64::from(bytes) << 32).to_le_bytes();
+        entry[0..8].copy_from_slice(&self.timestamp.to_le_bytes());
+        entry[8..16].copy_from_slice(&part(self.key));
+        entry[16..24].copy_from_slice(&part(self.value));
+        entry[24..32].copy_from_slice(&part(self.headers));
+    }
+
+    #[inline]
+    fn decode(entry: &[u8; ENTRY_BYTES]) -> Self {
+        let word = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let part = |at: usize| (word(at), word(at + 4));
+        let timestamp = (u64::from(word(0)) | u64::from(word(4)) << 32).cast_signed();
+        Self { timestamp, key: part(8), value: part(16), headers: part(24) }
+    }
+}
+
 /// A checked view of a batch; records are decoded as they are asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchView<'a> {
@@ -182,19 +215,29 @@ impl<'a> BatchView<'a> {
         if index >= self.count {
             return Ok(None);
         }
+        let places = self.decode(index)?;
+        let part = |(start, bytes): (u32, u32), part: &'static str| {
+            range(self.bytes, start, bytes).ok_or(BatchError::OutOfBounds { index, part })
+        };
+        Ok(Some(Entry {
+            timestamp: places.timestamp,
+            key: part(places.key, "key")?,
+            value: part(places.value, "value")?,
+            headers_raw: part(places.headers, "headers")?.unwrap_or_default(),
+        }))
+    }
+
+    /// Where the parts of each record lie, as the entries say it: not checked against the batch.
+    pub fn places(&self) -> impl Iterator<Item = Places> + use<'a> {
+        let entries = self.bytes.get(self.header_bytes..).unwrap_or_default().chunks_exact(self.entry_bytes);
+        entries.take(self.count as usize).filter_map(|entry| entry.first_chunk().map(Places::decode))
+    }
+
+    #[inline]
+    fn decode(&self, index: u32) -> Result<Places, BatchError> {
         let at = self.header_bytes + index as usize * self.entry_bytes;
         let entry: [u8; ENTRY_BYTES] = le::array(self.bytes, at).ok_or(BatchError::Truncated { part: "entries" })?;
-        let word = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
-        let part = |at: usize, part: &'static str| {
-            range(self.bytes, word(at), word(at + 4)).ok_or(BatchError::OutOfBounds { index, part })
-        };
-        let [t0, t1, t2, t3, t4, t5, t6, t7, ..] = entry;
-        Ok(Some(Entry {
-            timestamp: i64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
-            key: part(8, "key")?,
-            value: part(16, "value")?,
-            headers_raw: part(24, "headers")?.unwrap_or_default(),
-        }))
+        Ok(Places::decode(&entry))
     }
 
     /// All records in order.
@@ -224,6 +267,18 @@ impl<'a> Iterator for Entries<'a> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = (self.batch.count - self.next) as usize;
         (left, Some(left))
+    }
+}
+
+/// An entry to be written.
+#[derive(Debug)]
+pub struct EntryMut<'b>(&'b mut [u8; ENTRY_BYTES]);
+
+impl EntryMut<'_> {
+    /// Writes it.
+    #[inline]
+    pub fn set(self, places: &Places) {
+        places.encode(self.0);
     }
 }
 
@@ -277,19 +332,38 @@ impl<'b> BatchWriter<'b> {
         if self.pushed >= self.announced {
             return Err(self.wrong_count(self.pushed.saturating_add(1)));
         }
-        let mut entry = [0u8; ENTRY_BYTES];
-        entry[0..8].copy_from_slice(&timestamp.to_le_bytes());
-        self.part(&mut entry, 8, key)?;
-        self.part(&mut entry, 16, value)?;
         let headers = if headers_raw.is_empty() { None } else { Some(headers_raw) };
-        self.part(&mut entry, 24, headers)?;
+        let (key, value, headers) = (self.part(key)?, self.part(value)?, self.part(headers)?);
         let at = BATCH_HEADER_BYTES + self.pushed as usize * ENTRY_BYTES;
+        let mut entry = [0; ENTRY_BYTES];
+        Places { timestamp, key, value, headers }.encode(&mut entry);
         self.buffer[at..at + ENTRY_BYTES].copy_from_slice(&entry);
         self.pushed += 1;
         Ok(())
     }
 
-    /// Where the next record's key will start, its value and headers right behind.
+    /// Appends bytes that records may lie in, and returns where they start.
+    ///
+    /// # Errors
+    /// [`WriteError::TooLarge`] beyond 4 GiB.
+    pub fn payload(&mut self, bytes: &[u8]) -> Result<u32, WriteError> {
+        position(self.buffer.len() as u64 + bytes.len() as u64)?;
+        let start = self.buffer.len() as u32;
+        self.buffer.extend_from_slice(bytes);
+        Ok(start)
+    }
+
+    /// The entries that are still to be written, one a record: for records whose parts were appended by
+    /// [`BatchWriter::payload`]. [`BatchWriter::finish`] believes that all of them are.
+    #[inline]
+    pub fn entries(&mut self) -> impl Iterator<Item = EntryMut<'_>> {
+        let from = BATCH_HEADER_BYTES + self.pushed as usize * ENTRY_BYTES;
+        let to = BATCH_HEADER_BYTES + self.announced as usize * ENTRY_BYTES;
+        self.pushed = self.announced;
+        self.buffer[from..to].as_chunks_mut::<ENTRY_BYTES>().0.iter_mut().map(EntryMut)
+    }
+
+    /// Bytes written so far.
     #[inline]
     #[must_use]
     pub fn position(&self) -> usize {
@@ -308,16 +382,8 @@ impl<'b> BatchWriter<'b> {
     }
 
     #[inline]
-    fn part(&mut self, entry: &mut [u8; ENTRY_BYTES], at: usize, bytes: Option<&[u8]>) -> Result<(), WriteError> {
-        let Some(bytes) = bytes else {
-            entry[at..at + 4].copy_from_slice(&NULL.to_le_bytes());
-            return Ok(());
-        };
-        position(self.buffer.len() as u64 + bytes.len() as u64)?;
-        entry[at..at + 4].copy_from_slice(&(self.buffer.len() as u32).to_le_bytes());
-        entry[at + 4..at + 8].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
+    fn part(&mut self, bytes: Option<&[u8]>) -> Result<(u32, u32), WriteError> {
+        bytes.map_or(Ok((NULL, 0)), |bytes| Ok((self.payload(bytes)?, bytes.len() as u32)))
     }
 
     fn wrong_count(&self, pushed: u32) -> WriteError {

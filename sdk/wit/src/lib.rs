@@ -16,7 +16,7 @@ mod batch;
 mod headers;
 mod verdict;
 
-pub use batch::{BatchError, BatchMeta, BatchView, BatchWriter, Entries, Entry, WriteError};
+pub use batch::{BatchError, BatchMeta, BatchView, BatchWriter, Entries, Entry, EntryMut, Places, WriteError};
 pub use headers::{Header, HeaderError, Headers};
 pub use verdict::{Action, Key, Verdict, VerdictError, VerdictRules, VerdictView, VerdictWriter, Verdicts};
 

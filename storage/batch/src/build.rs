@@ -1,13 +1,15 @@
 //! Building a batch, record by record, in one buffer.
 
+use std::ops::Range;
+
 use zstd::bulk::Compressor;
 use zstd::zstd_safe;
 
 use crate::codec::Codec;
 use crate::error::BatchError;
 use crate::header::{BatchHeader, HEADER_BYTES, LENGTH_END};
-use crate::records::Headers;
-use crate::varint::{nullable_len, put_nullable, put_signed, signed_len};
+use crate::records::{EncodedRecord, EncodedRecords, Headers};
+use crate::varint::{nullable_len, overwrite_signed, put_nullable, put_signed, signed_len};
 
 /// No batch is built larger than this. Servers take far less.
 const BATCH_BYTES_MAX: usize = i32::MAX as usize;
@@ -25,6 +27,8 @@ pub struct BatchBuilder {
     base_timestamp: i64,
     max_timestamp: i64,
     producer: Producer,
+    /// Where in a run new offset deltas go.
+    patches: Vec<(u32, u32)>,
     /// Size of the last batch, the best guess for the next.
     bytes_before: usize,
 }
@@ -50,8 +54,15 @@ impl BatchBuilder {
             base_timestamp: 0,
             max_timestamp: 0,
             producer: NO_PRODUCER,
+            patches: Vec::new(),
             bytes_before: 0,
         }
+    }
+
+    /// An empty builder with room for records of so many bytes.
+    #[must_use]
+    pub fn with_capacity(codec: Codec, records_bytes: usize) -> Self {
+        Self { bytes_before: HEADER_BYTES + records_bytes.min(BATCH_BYTES_MAX - HEADER_BYTES), ..Self::new(codec) }
     }
 
     /// Adds a record. `timestamp` is in ms; the first record's is the batch's base.
@@ -88,24 +99,92 @@ impl BatchBuilder {
         Ok(())
     }
 
+    /// Adds records of another batch as they are encoded there: one copy, and each record's new place written over its old
+    /// one. Timestamps keep the base they have there, so an empty builder takes it over.
+    ///
+    /// # Errors
+    /// [`BatchError::BadRecord`] if that batch has fewer records, or they were passed already.
+    pub fn push_run(&mut self, records: &mut EncodedRecords<'_>, run: Range<u32>) -> Result<(), BatchError> {
+        let index = run.start;
+        self.copy_run(records, run).ok_or(BatchError::BadRecord { index, reason: "it is not there" })
+    }
+
+    fn copy_run(&mut self, records: &mut EncodedRecords<'_>, run: Range<u32>) -> Option<()> {
+        records.skip_to(run.start)?;
+        if self.record_count == 0 {
+            self.start(records.base_timestamp());
+            self.max_timestamp = i64::MIN;
+        }
+        let shift = records.base_timestamp().checked_sub(self.base_timestamp).filter(|shift| *shift == 0);
+        let mut pending = records.rest();
+        self.patches.clear();
+        for _ in run {
+            let start = records.rest();
+            let frame = records.frame()?;
+            let timestamp = records.base_timestamp().wrapping_add(frame.timestamp_delta);
+            if shift.is_some() && signed_len(self.record_count.into()) == frame.offset_len {
+                let at = pending.len() - start.len() + frame.offset_at;
+                self.patches.push((at as u32, self.record_count));
+                self.record_count += 1;
+                self.max_timestamp = self.max_timestamp.max(timestamp);
+                continue;
+            }
+            // The number takes more or fewer bytes than before, so the record's length changes.
+            self.flush(&pending[..pending.len() - start.len()]);
+            let content = &frame.bytes[frame.offset_at + frame.offset_len..];
+            self.push_encoded(timestamp, EncodedRecord::new(content));
+            pending = records.rest();
+        }
+        self.flush(&pending[..pending.len() - records.rest().len()]);
+        Some(())
+    }
+
+    /// Copies whole records and writes their new places.
+    fn flush(&mut self, encoded: &[u8]) {
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(encoded);
+        let copied = &mut self.buffer[start..];
+        for (at, offset_delta) in self.patches.drain(..) {
+            overwrite_signed(&mut copied[at as usize..], offset_delta.into());
+        }
+    }
+
+    /// Latest timestamp of the records so far.
+    #[must_use]
+    pub fn max_timestamp(&self) -> i64 {
+        self.max_timestamp
+    }
+
+    /// Adds a record of another batch as it is encoded there.
+    #[inline]
+    pub fn push_encoded(&mut self, timestamp: i64, record: EncodedRecord<'_>) {
+        self.begin_with(timestamp, record.content().len());
+        self.buffer.extend_from_slice(record.content());
+    }
+
     /// Writes a record up to its headers.
     #[inline]
     fn begin(&mut self, timestamp: i64, key: Option<&[u8]>, value: Option<&[u8]>, headers_len: usize) {
+        self.begin_with(timestamp, nullable_len(key) + nullable_len(value) + headers_len);
+        put_nullable(&mut self.buffer, key);
+        put_nullable(&mut self.buffer, value);
+    }
+
+    /// Writes a record up to its key; from there on it has so many bytes.
+    #[inline]
+    fn begin_with(&mut self, timestamp: i64, content_len: usize) {
         if self.record_count == 0 {
             self.start(timestamp);
         }
         let timestamp_delta = timestamp.wrapping_sub(self.base_timestamp);
         let offset_delta = i64::from(self.record_count);
-        let length =
-            1 + signed_len(timestamp_delta) + signed_len(offset_delta) + nullable_len(key) + nullable_len(value) + headers_len;
+        let length = 1 + signed_len(timestamp_delta) + signed_len(offset_delta) + content_len;
         let out = &mut self.buffer;
         out.reserve(length + 5);
         put_signed(out, length as i64);
         out.push(0);
         put_signed(out, timestamp_delta);
         put_signed(out, offset_delta);
-        put_nullable(out, key);
-        put_nullable(out, value);
         self.record_count += 1;
         self.max_timestamp = self.max_timestamp.max(timestamp);
     }

@@ -49,6 +49,7 @@ impl BatchHeader {
 
     /// Whether the timestamps of the records are the time of appending.
     #[must_use]
+    #[inline]
     pub fn is_log_append_time(&self) -> bool {
         self.attributes & ATTRIBUTE_LOG_APPEND_TIME != 0
     }

@@ -2,7 +2,7 @@
 
 use crate::error::BatchError;
 use crate::header::BatchHeader;
-use crate::varint::Cursor;
+use crate::varint::{Cursor, short_at};
 
 /// A record takes at least this: its length and six fields of one byte.
 pub(crate) const RECORD_BYTES_MIN: usize = 7;
@@ -55,18 +55,21 @@ impl<'a> Headers<'a> {
 
     /// As they stand in the record, the count first: what [`crate::BatchBuilder::push_raw_headers`] takes.
     #[must_use]
+    #[inline]
     pub fn raw(&self) -> &'a [u8] {
         self.raw
     }
 
     /// How many there are.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.count as usize
     }
 
     /// Whether there are none.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -105,6 +108,36 @@ fn next_header<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], Option<&'a [u8]
     Some((name, cursor.nullable()?))
 }
 
+/// A start and a length that stand for null.
+pub const PLACE_NULL: (u32, u32) = (u32::MAX, 0);
+
+/// Where the parts of a record lie: start and length of each, or [`PLACE_NULL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// Offset in the partition, from the batch's first.
+    pub offset_delta: i32,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+    /// The key.
+    pub key: (u32, u32),
+    /// The value.
+    pub value: (u32, u32),
+    /// Its headers, their count first; null where there are none.
+    pub headers: (u32, u32),
+}
+
+/// A key or value whose length is short, and where it ends.
+#[inline]
+fn part_at(run: &[u8], at: usize) -> Option<((u32, u32), usize)> {
+    match short_at(run, at)? {
+        (-1, at) => Some((PLACE_NULL, at)),
+        (length, at) => {
+            let length = u32::try_from(length).ok()?;
+            Some(((at as u32, length), at + length as usize))
+        }
+    }
+}
+
 /// Iterates over the records of a batch. After an error it ends.
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
@@ -118,6 +151,67 @@ impl<'a> Records<'a> {
         Self { cursor: Cursor::new(bytes), header, index: 0 }
     }
 
+    /// The run of bytes that has not been read yet: before the first record, all records as they are encoded.
+    #[must_use]
+    #[inline]
+    pub fn rest(&self) -> &'a [u8] {
+        self.cursor.rest
+    }
+
+    /// Reads all that is left, telling of each record where its parts lie in [`Records::rest`] as it was before.
+    ///
+    /// Faster than iterating: nothing but numbers passes.
+    #[inline]
+    pub fn places(&mut self, mut each: impl FnMut(RecordPlace)) -> Result<(), BatchError> {
+        let run = self.cursor.rest;
+        let mut at = 0;
+        while self.index < self.header.record_count {
+            let (place, end) = match self.place_short(run, at) {
+                Some(found) => found,
+                None => self.place_any(run, at)?,
+            };
+            at = end;
+            self.index += 1;
+            each(place);
+        }
+        self.cursor.rest = &run[at..];
+        if self.cursor.rest.is_empty() { Ok(()) } else { Err(self.fail("bytes follow the last record")) }
+    }
+
+    /// A record whose numbers are short and that has no headers; `None` for any other, a malformed one included.
+    #[inline]
+    fn place_short(&self, run: &[u8], start: usize) -> Option<(RecordPlace, usize)> {
+        let (length, at) = short_at(run, start)?;
+        let end = at + usize::try_from(length).ok()?;
+        let (timestamp_delta, at) = short_at(run, at + 1)?;
+        let (offset_delta, at) = short_at(run, at)?;
+        let (key, at) = part_at(run, at)?;
+        let (value, at) = part_at(run, at)?;
+        let plain = *run.get(at)? == 0 && at + 1 == end;
+        let known = offset_delta >= 0 && offset_delta <= self.header.last_offset_delta && !self.header.is_log_append_time();
+        let timestamp = self.header.base_timestamp.checked_add(timestamp_delta.into())?;
+        (plain && known).then_some((RecordPlace { offset_delta, timestamp, key, value, headers: PLACE_NULL }, end))
+    }
+
+    /// Any record, in full.
+    #[cold]
+    fn place_any(&mut self, run: &'a [u8], start: usize) -> Result<(RecordPlace, usize), BatchError> {
+        self.cursor = Cursor::new(&run[start..]);
+        let record = self.read().map_err(|reason| self.fail(reason))?;
+        // The parts are slices of `run`, so their distance from its start is their place.
+        let place = |part: &[u8]| ((part.as_ptr().addr() - run.as_ptr().addr()) as u32, part.len() as u32);
+        let place_or_null = |part: Option<&[u8]>| part.map_or(PLACE_NULL, place);
+        let place = RecordPlace {
+            offset_delta: (record.offset - self.header.base_offset) as i32,
+            timestamp: record.timestamp,
+            key: place_or_null(record.key),
+            value: place_or_null(record.value),
+            headers: if record.headers.is_empty() { PLACE_NULL } else { place(record.headers.raw()) },
+        };
+        Ok((place, run.len() - self.cursor.rest.len()))
+    }
+
+    #[inline]
     fn read(&mut self) -> Result<Record<'a>, &'static str> {
         let length = self.cursor.int().ok_or("its length is malformed")?;
         let length = usize::try_from(length).map_err(|_| "its length is negative")?;
@@ -125,6 +219,7 @@ impl<'a> Records<'a> {
         self.parse(Cursor::new(body))
     }
 
+    #[inline]
     fn parse(&self, mut body: Cursor<'a>) -> Result<Record<'a>, &'static str> {
         // Kafka defines no attribute of a record; like Kafka, we do not look at them.
         body.byte().ok_or("it is empty")?;
@@ -145,6 +240,7 @@ impl<'a> Records<'a> {
         Ok(Record { offset: self.header.base_offset + i64::from(offset_delta), timestamp, key, value, headers })
     }
 
+    #[cold]
     fn fail(&mut self, reason: &'static str) -> BatchError {
         let index = self.index;
         self.index = self.header.record_count;
@@ -156,6 +252,7 @@ impl<'a> Records<'a> {
 impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, BatchError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.index == self.header.record_count {
             return if self.cursor.rest.is_empty() { None } else { Some(Err(self.fail("bytes follow the last record"))) };
@@ -176,22 +273,134 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// Key, value and headers of a record, still encoded: what [`crate::BatchBuilder::push_encoded`] puts into another batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodedRecord<'a> {
+    content: &'a [u8],
+}
+
+impl<'a> EncodedRecord<'a> {
+    pub(crate) fn new(content: &'a [u8]) -> Self {
+        Self { content }
+    }
+
+    #[inline]
+    pub(crate) fn content(&self) -> &'a [u8] {
+        self.content
+    }
+}
+
+/// Walks the encoded records of a batch that was read before, without reading what is in them.
+#[derive(Clone, Debug)]
+pub struct EncodedRecords<'a> {
+    cursor: Cursor<'a>,
+    base_timestamp: i64,
+    next: u32,
+}
+
+/// Where the numbers of an encoded record lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame<'a> {
+    /// The whole record, its length included.
+    pub(crate) bytes: &'a [u8],
+    pub(crate) timestamp_delta: i64,
+    /// The offset delta's place in the record, and how many bytes it has there.
+    pub(crate) offset_at: usize,
+    pub(crate) offset_len: usize,
+}
+
+impl<'a> EncodedRecords<'a> {
+    /// Of a batch with this header; the run is what [`Records::rest`] gives.
+    #[must_use]
+    pub fn new(header: &BatchHeader, run: &'a [u8]) -> Self {
+        Self { cursor: Cursor::new(run), base_timestamp: header.base_timestamp, next: 0 }
+    }
+
+    /// The content of the record at `index`; `None` where that lies behind, or is not there.
+    #[inline]
+    pub fn seek(&mut self, index: u32) -> Option<EncodedRecord<'a>> {
+        self.skip_to(index)?;
+        let frame = self.frame()?;
+        Some(EncodedRecord { content: &frame.bytes[frame.offset_at + frame.offset_len..] })
+    }
+
+    pub(crate) fn base_timestamp(&self) -> i64 {
+        self.base_timestamp
+    }
+
+    /// What lies before the next record is behind.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.cursor.rest
+    }
+
+    #[inline]
+    pub(crate) fn skip_to(&mut self, index: u32) -> Option<()> {
+        if index < self.next {
+            return None;
+        }
+        while self.next < index {
+            let length = usize::try_from(self.cursor.int()?).ok()?;
+            self.cursor.take(length)?;
+            self.next += 1;
+        }
+        Some(())
+    }
+
+    #[inline]
+    pub(crate) fn frame(&mut self) -> Option<Frame<'a>> {
+        let run = self.cursor.rest;
+        let frame = frame_short(run).or_else(|| frame_any(run))?;
+        self.cursor.rest = &run[frame.bytes.len()..];
+        self.next += 1;
+        Some(frame)
+    }
+}
+
+#[inline]
+fn frame_short(run: &[u8]) -> Option<Frame<'_>> {
+    let (length, at) = short_at(run, 0)?;
+    let bytes = run.get(..at + usize::try_from(length).ok()?)?;
+    let (timestamp_delta, offset_at) = short_at(bytes, at + 1)?;
+    let (_, offset_end) = short_at(bytes, offset_at)?;
+    Some(Frame { bytes, timestamp_delta: timestamp_delta.into(), offset_at, offset_len: offset_end - offset_at })
+}
+
+#[cold]
+fn frame_any(run: &[u8]) -> Option<Frame<'_>> {
+    let mut cursor = Cursor::new(run);
+    let length = usize::try_from(cursor.int()?).ok()?;
+    let mut body = Cursor::new(cursor.take(length)?);
+    let bytes = &run[..run.len() - cursor.rest.len()];
+    body.byte()?;
+    let timestamp_delta = body.long()?;
+    let offset_at = bytes.len() - body.rest.len();
+    body.int()?;
+    let offset_len = bytes.len() - body.rest.len() - offset_at;
+    Some(Frame { bytes, timestamp_delta, offset_at, offset_len })
+}
+
 /// Walks all records of a producer's batch: what a server does before it stores them.
 pub(crate) fn check(header: BatchHeader, bytes: &[u8]) -> Result<(), BatchError> {
     let mut timestamp_max = i64::MIN;
-    for (index, record) in Records::new(header, bytes).enumerate() {
-        let record = record?;
-        let bad = |reason| Err(BatchError::BadRecord { index: index as u32, reason });
-        if record.offset != header.base_offset + index as i64 {
-            return bad("its offset does not follow the one before");
-        }
-        if record.timestamp < -1 {
-            return bad("its timestamp is negative");
-        }
-        if record.timestamp > header.max_timestamp {
-            return bad("its timestamp is later than the batch's max_timestamp");
-        }
-        timestamp_max = timestamp_max.max(record.timestamp);
+    let mut index = 0u32;
+    let mut bad = None;
+    Records::new(header, bytes).places(|record| {
+        let reason = if record.offset_delta.cast_unsigned() != index {
+            "its offset does not follow the one before"
+        } else if record.timestamp < -1 {
+            "its timestamp is negative"
+        } else if record.timestamp > header.max_timestamp {
+            "its timestamp is later than the batch's max_timestamp"
+        } else {
+            timestamp_max = timestamp_max.max(record.timestamp);
+            index += 1;
+            return;
+        };
+        bad.get_or_insert((index, reason));
+        index += 1;
+    })?;
+    if let Some((index, reason)) = bad {
+        return Err(BatchError::BadRecord { index, reason });
     }
     // A max_timestamp beyond every record would make the search by time skip what it looks for.
     if timestamp_max == header.max_timestamp {

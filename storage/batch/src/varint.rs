@@ -1,20 +1,24 @@
 //! Zig-zag LEB128, as Kafka writes the numbers inside a record, and the cursor that reads them.
 
 /// Bytes that `value` takes as an unsigned varint.
+#[inline]
 pub(crate) const fn unsigned_len(value: u64) -> usize {
     // 7 bits a byte, at least one byte.
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 /// Bytes that `value` takes as a zig-zag varint.
+#[inline]
 pub(crate) const fn signed_len(value: i64) -> usize {
     unsigned_len(zigzag(value))
 }
 
+#[inline]
 const fn zigzag(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
+#[inline]
 const fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -((value & 1).cast_signed())
 }
@@ -30,6 +34,33 @@ pub(crate) fn put_signed(out: &mut Vec<u8>, value: i64) {
     out.push(rest as u8);
 }
 
+/// Writes `value` as a zig-zag varint over one of the same length.
+#[inline]
+pub(crate) fn overwrite_signed(out: &mut [u8], value: i64) {
+    let mut rest = zigzag(value);
+    for byte in out {
+        if rest < 0x80 {
+            *byte = rest as u8;
+            return;
+        }
+        *byte = rest as u8 | 0x80;
+        rest >>= 7;
+    }
+}
+
+/// The number of one or two bytes at a place, and where it ends. `None`: it is longer, or not there. Nearly all numbers of a
+/// record are this short, and reading them takes no slice apart.
+#[inline]
+pub(crate) fn short_at(bytes: &[u8], at: usize) -> Option<(i32, usize)> {
+    let first = *bytes.get(at)?;
+    if first < 0x80 {
+        return Some((unzigzag(first.into()) as i32, at + 1));
+    }
+    let second = *bytes.get(at + 1)?;
+    let value = u64::from(first & 0x7f) | u64::from(second) << 7;
+    (second < 0x80).then(|| (unzigzag(value) as i32, at + 2))
+}
+
 /// Reads from the front of a slice; `None` means malformed or at the end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
@@ -37,6 +68,7 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     pub(crate) fn new(rest: &'a [u8]) -> Self {
         Self { rest }
     }
@@ -118,6 +150,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Bytes that a nullable field takes, its length included.
+#[inline]
 pub(crate) fn nullable_len(field: Option<&[u8]>) -> usize {
     match field {
         None => 1,
@@ -163,6 +196,21 @@ mod tests {
             assert_eq!(signed_len(value), bytes.len());
             assert_eq!(Cursor::new(bytes).long(), Some(value));
         }
+    }
+
+    #[test]
+    fn short_numbers_are_the_same_as_long_ones() {
+        for value in [0, 1, -1, 63, -64, 64, -65, 8191, -8192] {
+            let mut out = vec![0xff];
+            put_signed(&mut out, value);
+            assert_eq!(short_at(&out, 1), Some((value as i32, out.len())), "{value}");
+            assert_eq!(short_at(&out[..out.len() - 1], 1), None, "{value} cut");
+            let mut over = vec![0x80; out.len() - 2];
+            over.push(0);
+            overwrite_signed(&mut over, value);
+            assert_eq!(over, out[1..], "{value}");
+        }
+        assert_eq!(short_at(&[0x80, 0x80, 0x01], 0), None, "three bytes");
     }
 
     #[test]

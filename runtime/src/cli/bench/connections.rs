@@ -21,7 +21,7 @@ pub(super) async fn run(args: &BenchArgs, dir: &Path) -> Result<Report, Failure>
     let idle = args.connections;
     let load = Load { connections: PRODUCERS, ..load(args) };
     let host = Host::detect(Some(dir));
-    let node = OwnNode::start(dir, &args.overrides).await?;
+    let node = OwnNode::start(dir, args).await?;
     let created = node.client.admin().create_topic(&load.topic, load.partitions, Vec::new()).await;
     created.map_err(super::failed)?;
     let warm_up = Load { seconds: SETTLE, ..load.clone() };
@@ -65,7 +65,7 @@ pub(super) async fn run(args: &BenchArgs, dir: &Path) -> Result<Report, Failure>
 /// A node with no clients at all.
 pub(super) async fn idle(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
     let mut report = Report::new("idle", &load(args), Host::detect(Some(dir)));
-    let node = OwnNode::start(dir, &args.overrides).await?;
+    let node = OwnNode::start(dir, args).await?;
     node.client.close().await;
     tokio::time::sleep(SETTLE).await;
     let percent = idle_cpu_percent(&node, Duration::from_secs(args.seconds)).await?;

@@ -4,6 +4,8 @@
 mod connections;
 mod floors;
 mod node;
+mod plugin;
+mod storage;
 mod streams;
 mod table;
 
@@ -30,15 +32,15 @@ pub(super) struct BenchArgs {
     /// Bytes of a record's value
     #[arg(long, default_value_t = 256, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     record_size: u32,
-    /// Records of a batch; default 256, 1 for latency, 10 for streams
+    /// Records of a batch; default 256, 1 for latency and storage, 10 for streams, 1000 for pipeline
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// QUIC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Producers (consumers for consume) a connection
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    producers: u32,
+    /// Producers (consumers for consume) a connection; default 1 (256 in all for storage)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    producers: Option<u32>,
     /// Un-acknowledged batches a producer
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     in_flight: u16,
@@ -66,6 +68,15 @@ pub(super) struct BenchArgs {
     /// Overrides a setting of the node that is started; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// publish: the topic's pipeline; pipeline: what is measured. byte-filter (built in), a .wasm file, or a name in plugins/dist
+    #[arg(long, value_name = "FILE|NAME")]
+    plugin: Option<String>,
+    /// Its configuration
+    #[arg(long, value_name = "JSON", requires = "plugin")]
+    plugin_config: Option<String>,
+    /// Memory the node that is started may take; see `weir serve --memory-max`
+    #[arg(long, value_name = "SIZE")]
+    memory_max: Option<String>,
     /// Leaves the floors out
     #[arg(long)]
     no_floors: bool,
@@ -90,6 +101,10 @@ enum Profile {
     Consume,
     /// Publish to acknowledgement at a fixed rate, open loop
     Latency,
+    /// The log engine alone, without network or broker: waiting producers, then recovery
+    Storage,
+    /// A plugin over batches on one core, without network and disk
+    Pipeline,
     /// Many partitions: --batch 10 records to each in turn, then a SIGKILL and a restart
     Streams,
     /// --connections that stand by: memory, handshakes, producers beside them, changes of address
@@ -122,8 +137,14 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let dir = args.dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_default();
     std::fs::create_dir_all(&dir)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot make {}: {error}; name another --dir", dir.display())))?;
+    let plugin = plugin::find(args.plugin.as_deref(), args.plugin_config.as_deref())?;
+    if plugin.is_some() && !matches!(args.profile, Profile::Publish | Profile::Pipeline) {
+        return Err(Failure::usage("--plugin goes with the profiles publish and pipeline"));
+    }
     let report = match args.profile {
         Profile::Disk | Profile::Quic => floors::alone(&args, &dir).await?,
+        Profile::Storage => storage::run(&args, &dir).await?,
+        Profile::Pipeline => plugin::alone(plugin, load(&args)).await?,
         Profile::Streams | Profile::Connections | Profile::Idle if args.remote => {
             return Err(Failure::usage(
                 "this profile looks into the node's process, so it starts one itself; leave --remote out",
@@ -132,8 +153,8 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         Profile::Streams => streams::run(&args, &dir).await?,
         Profile::Connections => connections::run(&args, &dir).await?,
         Profile::Idle => connections::idle(&args, &dir).await?,
-        _ if args.remote => node::remote(&args).await?,
-        _ => node::own(&args, &dir).await?,
+        _ if args.remote => node::remote(&args, plugin).await?,
+        _ => node::own(&args, &dir, plugin).await?,
     };
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -147,6 +168,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
 
 fn load(args: &BenchArgs) -> Load {
     let latency = args.profile == Profile::Latency;
+    let storage = args.profile == Profile::Storage;
     Load {
         topic: format!("bench-{:08x}", fastrand::u32(..)),
         partitions: args.partitions,
@@ -154,12 +176,13 @@ fn load(args: &BenchArgs) -> Load {
         seconds: Duration::from_secs(args.seconds),
         record_bytes: args.record_size as usize,
         batch_records: args.batch.unwrap_or(match args.profile {
-            Profile::Latency => 1,
+            Profile::Latency | Profile::Storage => 1,
             Profile::Streams => 10,
+            Profile::Pipeline => 1000,
             _ => 256,
         }),
-        connections: args.connections,
-        producers: args.producers,
+        connections: if storage { 1 } else { args.connections },
+        producers: args.producers.unwrap_or(if storage { storage::PRODUCERS } else { 1 }),
         in_flight: args.in_flight,
         rate: args.rate.or_else(|| latency.then_some(1000)),
         zstd: args.zstd,

@@ -5,9 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use weir_bench::profile::PluginUse;
 use weir_bench::{Host, Load, Report, Usage, profile};
 use weir_client::{Client, ClientConfig};
 
+use super::plugin::Attached;
 use super::{BenchArgs, Exit, Failure, Profile, failed, floors, load};
 use crate::child::{ChildNode, Site};
 
@@ -38,9 +40,10 @@ impl Drop for Gone {
 
 impl OwnNode {
     /// Starts one with these settings beside the defaults.
-    pub(super) async fn start(dir: &Path, overrides: &[String]) -> Result<OwnNode, Failure> {
+    pub(super) async fn start(dir: &Path, args: &BenchArgs) -> Result<OwnNode, Failure> {
         let gone = Gone(dir.join(format!("node-{}", std::process::id())));
-        let site = Site::create(&gone.0, &["admin"], &further(overrides)?)?;
+        let mut site = Site::create(&gone.0, &["admin"], &further(&args.overrides)?)?;
+        site.memory_max.clone_from(&args.memory_max);
         let config = site.client_config("admin")?;
         let mut node = site.start()?;
         let client = node.ready(READY, &config).await?;
@@ -134,12 +137,13 @@ fn files_below(dir: &Path) -> std::io::Result<usize> {
 }
 
 /// Starts a node in the directory, measures it, stops it.
-pub(super) async fn own(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
-    let mut node = OwnNode::start(dir, &args.overrides).await?;
+pub(super) async fn own(args: &BenchArgs, dir: &Path, plugin: Option<PluginUse>) -> Result<Report, Failure> {
+    let mut node = OwnNode::start(dir, args).await?;
     let load = load(args);
     let host = Host::detect(Some(dir));
     let created = node.client.admin().create_topic(&load.topic, load.partitions, Vec::new()).await;
     created.map_err(failed)?;
+    let attached = attach(&node.client, &load.topic, plugin, &node.site.addr.to_string()).await?;
     let (mut filled, mut without) = (0, None);
     match args.profile {
         Profile::Consume if !args.tail => {
@@ -159,6 +163,7 @@ pub(super) async fn own(args: &BenchArgs, dir: &Path) -> Result<Report, Failure>
     };
     let mut report = measured.map_err(measuring)?;
     report.server_cost(before, node.usage()?);
+    report.plugin = attached.map(|attached| attached.what());
     if let Some(without) = &without {
         report.beside_slow_ones(without);
     }
@@ -171,18 +176,30 @@ pub(super) async fn own(args: &BenchArgs, dir: &Path) -> Result<Report, Failure>
 
 /// Measures a node that somebody else runs: its costs and its disk are not ours to read. Creates the topic, runs the profile, deletes the
 /// topic.
-pub(super) async fn remote(args: &BenchArgs) -> Result<Report, Failure> {
+pub(super) async fn remote(args: &BenchArgs, plugin: Option<PluginUse>) -> Result<Report, Failure> {
     let config = args.connect.config()?;
     let client = args.connect.connect().await?;
     let load = load(args);
     let created = client.admin().create_topic(&load.topic, load.partitions, Vec::new()).await;
     created.map_err(|error| args.connect.failure(error))?;
+    let attached = attach(&client, &load.topic, plugin, &args.connect.addr).await?;
     let host = Host::detect(None);
     let measured = drive(args, &config, &load, host).await;
     let deleted = client.admin().delete_topic(&load.topic).await;
-    let report = measured.map_err(measuring)?;
+    let mut report = measured.map_err(measuring)?;
     deleted.map_err(|error| args.connect.failure(error))?;
+    if let Some(attached) = attached {
+        report.plugin = Some(attached.what());
+        attached.remove(&client.admin(), &args.connect.addr).await?;
+    }
     Ok(report)
+}
+
+async fn attach(client: &Client, topic: &str, plugin: Option<PluginUse>, addr: &str) -> Result<Option<Attached>, Failure> {
+    match plugin {
+        Some(plugin) => Attached::attach(client, topic, plugin, addr).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 async fn drive(args: &BenchArgs, config: &ClientConfig, load: &Load, host: Host) -> Result<Report, weir_bench::BenchError> {

@@ -13,7 +13,7 @@ use super::{BenchArgs, Failure, load};
 pub(super) async fn run(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
     let load = load(args);
     let streams = Streams::of(&load);
-    let node = OwnNode::start(dir, &args.overrides).await?;
+    let node = OwnNode::start(dir, args).await?;
     let empty = node.usage()?;
     let creating = Instant::now();
     streams.create(&node.client).await.map_err(measuring)?;
