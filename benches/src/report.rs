@@ -59,7 +59,7 @@ pub struct Floor {
 /// A run's result. The fields of the load stand beside those of the outcome, so that a line of JSON is complete by itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// publish, consume, latency, disk or quic.
+    /// publish, consume, latency, storage, disk or quic.
     pub profile: String,
     /// Acknowledged (or received) records.
     pub records: u64,
@@ -153,7 +153,7 @@ impl Report {
         let medians: Vec<f64> = floors.iter().filter_map(|floor| floor.latency_ms.map(|latency| latency.p50)).collect();
         self.floor_ratio = match (self.profile.as_str(), slowest, self.latency_ms) {
             ("latency", _, Some(latency)) if !medians.is_empty() => Some(latency.p50 / medians.iter().sum::<f64>()),
-            ("publish" | "consume", Some(slowest), _) => Some(self.bytes_per_second / slowest),
+            ("publish" | "consume" | "storage", Some(slowest), _) => Some(self.bytes_per_second / slowest),
             _ => None,
         };
         self.floors.extend(floors);
