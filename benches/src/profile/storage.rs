@@ -33,12 +33,7 @@ const TICK: Duration = Duration::from_millis(1);
 
 /// Drives a log in the configuration's directory, then closes it and times its recovery. `floor_time`: how long the raw
 /// durable writes of the same size are measured afterwards.
-pub fn storage(
-    mut config: LogConfig,
-    load: &Load,
-    host: Host,
-    floor_time: Option<Duration>,
-) -> Result<Report, BenchError> {
+pub fn storage(mut config: LogConfig, load: &Load, host: Host, floor_time: Option<Duration>) -> Result<Report, BenchError> {
     config.retention_bytes = config.retention_bytes.or(Some(RETENTION_BYTES));
     let mut report = Report::new("storage", load, host);
     let rss_before = Usage::own().rss_bytes;
@@ -131,6 +126,9 @@ impl Run {
         let frames = self.since(|stats| stats.frames).max(1.0);
         report.figures.insert("records_per_commit", self.since(|stats| stats.records) / frames);
         report.figures.insert("commit_bytes", self.commit_bytes());
+        let writing_us =
+            self.since(|stats| stats.write_latency.sum_us) / self.since(|stats| stats.write_latency.count()).max(1.0);
+        report.figures.insert("commit_write_ms", writing_us / 1000.0);
         report.figures.insert("written_bytes_per_second", self.since(|stats| stats.written_bytes) / self.seconds.max(1e-9));
     }
 
