@@ -53,9 +53,9 @@ impl<T> Engine<T> {
         }
         let mut group = self.groups.pop_front().expect("looked at before");
         self.waiting -= group.appends.len();
-        let mut body = group.body.take().unwrap_or_else(|| self.body_of(&group));
+        let mut body = group.body.take().unwrap_or_else(|| Box::new(self.body_of(&group)));
         let slices = std::mem::take(&mut body.slices);
-        let built = self.finish(FrameKind::Data, body);
+        let built = self.finish(FrameKind::Data, *body);
         self.lsn_data_last = self.lsn_last;
         let payload = built.payload.clone();
         self.send(built, Writing::Data { group, payload, slices }, out);
@@ -69,7 +69,7 @@ impl<T> Engine<T> {
         }
         let Some(mut group) = self.groups.pop_front_if(|group| group.body.is_none()) else { return };
         if group.frame_bytes() >= self.limits.prepare_from_bytes {
-            group.body = Some(self.body_of(&group));
+            group.body = Some(Box::new(self.body_of(&group)));
         }
         self.groups.push_front(group);
     }

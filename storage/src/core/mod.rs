@@ -63,7 +63,6 @@ pub struct Limits {
     /// Groups from this size on are closed and laid out while the frame before them is being written. Smaller ones wait open:
     /// what joins them costs no write of its own.
     pub(crate) prepare_from_bytes: usize,
-    pub(crate) tail_cache_bytes: usize,
     pub(crate) idle_watermark: Duration,
     pub(crate) retention_bytes: Option<u64>,
     pub(crate) retention_age_ms: Option<u64>,
@@ -93,7 +92,6 @@ impl Limits {
             frame_bytes_max: frame_bytes_max / BLOCK * BLOCK,
             compress_from_bytes: config.compress_from_bytes.map(|bytes| bytes as usize),
             prepare_from_bytes: frame_bytes_max / 8,
-            tail_cache_bytes: config.tail_cache_bytes,
             idle_watermark: config.idle_watermark,
             retention_bytes: config.retention_bytes,
             retention_age_ms: config.retention_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
@@ -202,7 +200,7 @@ struct Group<T> {
     /// Resent batches whose original is in this group.
     duplicates: Vec<(T, Outcome)>,
     /// Its bytes, once it is closed.
-    body: Option<build::Body>,
+    body: Option<Box<build::Body>>,
 }
 
 impl<T> Group<T> {
@@ -341,7 +339,8 @@ impl<T> Engine<T> {
         };
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
-            pool: BufPool::new(limits.tail_cache_bytes.max(2 * limits.frame_bytes_max)),
+            // Evicted frames come back one by one as new ones are built: more than this would only lie idle.
+            pool: BufPool::new(2 * limits.frame_bytes_max),
             compressor: FrameCompressor::new(),
             limits,
             stopwatch: || Duration::ZERO,
