@@ -167,7 +167,8 @@ fn open(config: &Config) -> Result<(Log, RecoveryReport, Arc<Broker>), StartErro
     }
 }
 
-fn log_config(config: &Config) -> LogConfig {
+/// The log's part of the configuration.
+pub(crate) fn log_config(config: &Config) -> LogConfig {
     let section = &config.log;
     let mut log = LogConfig::new(&config.node.data_dir);
     log.segment_bytes = section.segment_bytes;

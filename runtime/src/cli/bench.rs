@@ -11,7 +11,8 @@ use weir_client::{Client, ClientConfig};
 
 use super::{ConnectArgs, Exit, Failure};
 use crate::child::{ChildNode, Site};
-use crate::config::Config;
+use crate::config::{Config, Sources};
+use crate::serve::log_config;
 
 /// The durable writes of the throughput floor: about what the log gathers in one commit under load.
 const FLOOR_CHUNK_BYTES: usize = 1 << 20;
@@ -19,6 +20,8 @@ const FLOOR_CHUNK_BYTES: usize = 1 << 20;
 const FLOOR_TIME: Duration = Duration::from_secs(2);
 /// A child node that does not answer by then does not start.
 const READY: Duration = Duration::from_secs(30);
+/// Waiting producers of the storage profile, where --producers does not say.
+const STORAGE_PRODUCERS: u32 = 256;
 /// What the child node is allowed for a graceful end.
 const STOP: Duration = Duration::from_secs(15);
 
@@ -36,15 +39,15 @@ pub(super) struct BenchArgs {
     /// Bytes of a record's value
     #[arg(long, default_value_t = 256, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     record_size: u32,
-    /// Records of a batch; default 256 (1 for latency)
+    /// Records of a batch; default 256 (1 for latency and storage)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// QUIC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Producers (consumers for consume) a connection
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    producers: u32,
+    /// Producers (consumers for consume) a connection; default 1 (256 in all for storage)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    producers: Option<u32>,
     /// Un-acknowledged batches a producer
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     in_flight: u16,
@@ -84,6 +87,8 @@ enum Profile {
     Consume,
     /// Publish to acknowledgement at a fixed rate, open loop
     Latency,
+    /// The log engine alone, without network or broker: waiting producers, then recovery
+    Storage,
     /// The disk alone: durable writes one after the other
     Disk,
     /// The network path alone: a raw QUIC stream and echo
@@ -102,6 +107,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot make {}: {error}; name another --dir", dir.display())))?;
     let report = match args.profile {
         Profile::Disk | Profile::Quic => floor_alone(&args, &dir).await?,
+        Profile::Storage => storage(&args, &dir).await?,
         _ if args.remote => remote(&args).await?,
         _ => own_node(&args, &dir).await?,
     };
@@ -117,15 +123,16 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
 
 fn load(args: &BenchArgs) -> Load {
     let latency = args.profile == Profile::Latency;
+    let storage = args.profile == Profile::Storage;
     Load {
         topic: format!("bench-{:08x}", fastrand::u32(..)),
         partitions: args.partitions,
         records: args.records,
         seconds: Duration::from_secs(args.seconds),
         record_bytes: args.record_size as usize,
-        batch_records: args.batch.unwrap_or(if latency { 1 } else { 256 }),
-        connections: args.connections,
-        producers: args.producers,
+        batch_records: args.batch.unwrap_or(if latency || storage { 1 } else { 256 }),
+        connections: if storage { 1 } else { args.connections },
+        producers: args.producers.unwrap_or(if storage { STORAGE_PRODUCERS } else { 1 }),
         in_flight: args.in_flight,
         rate: latency.then_some(args.rate),
         zstd: args.zstd,
@@ -186,6 +193,24 @@ async fn measure(
         report.server_rss_bytes = Some(after.rss_bytes);
     }
     Ok(report)
+}
+
+/// Drives the log in this process, with the settings a node would have; no node is started.
+async fn storage(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
+    let data_dir = dir.join(format!("log-{}", std::process::id()));
+    let mut config = Config::defaults();
+    if !args.overrides.is_empty() {
+        let sources = Sources { overrides: args.overrides.clone(), ..Sources::default() };
+        config = Config::load(&sources)?;
+    }
+    let mut config = log_config(&config);
+    config.dir.clone_from(&data_dir);
+    let (load, host) = (load(args), Host::detect(Some(dir)));
+    let floor_time = (!args.no_floors).then_some(FLOOR_TIME);
+    let measured = tokio::task::spawn_blocking(move || profile::storage(config, &load, host, floor_time)).await;
+    let _ = std::fs::remove_dir_all(&data_dir);
+    let measured = measured.map_err(|error| Failure::new(Exit::Failed, error))?;
+    measured.map_err(|error| Failure::new(Exit::Failed, error).next("look at the disk, or name another --dir"))
 }
 
 async fn floor_alone(args: &BenchArgs, dir: &Path) -> Result<Report, Failure> {
