@@ -316,7 +316,7 @@ mod tests {
             zstd: false,
         };
         let report = storage(config.clone(), &load, Host::detect(None), Some(Duration::from_millis(20))).expect("measured");
-        assert!(report.records >= 1000 && report.records % 10 == 0 && report.errors == 0, "{report:?}");
+        assert!(report.records >= 1000 && report.records.is_multiple_of(10) && report.errors == 0, "{report:?}");
         assert_eq!(report.latency_ms.expect("measured").samples * 10, report.records);
         assert!(report.floor_ratio.is_some_and(|ratio| ratio > 0.0), "{report:?}");
         for name in ["recovery_seconds", "recovery_gb_per_second", "records_per_commit", "commit_bytes", "open_files"] {
