@@ -51,6 +51,15 @@ pub enum BenchError {
     /// The pipeline's threads or engine did not start.
     #[error("the pipeline: {0}")]
     Host(#[from] weir_pipeline::HostError),
+    /// The log engine did not open.
+    #[error("opening the log: {0}")]
+    Open(#[from] weir_storage::OpenError),
+    /// The log engine stopped.
+    #[error("the log: {0}")]
+    Log(#[from] weir_storage::LogError),
+    /// The log engine refused an append.
+    #[error("appending: {0}")]
+    Append(#[from] weir_storage::AppendError),
     /// Nothing was measured.
     #[error("{0}")]
     Nothing(&'static str),

@@ -7,6 +7,7 @@ mod pace;
 mod pipeline;
 mod publish;
 mod standby;
+mod storage;
 mod streams;
 mod tally;
 
@@ -15,4 +16,5 @@ pub use pace::latency;
 pub use pipeline::{BYTE_FILTER, PluginUse, pipeline};
 pub use publish::publish;
 pub use standby::{Standby, address_changes};
+pub use storage::storage;
 pub use streams::Streams;

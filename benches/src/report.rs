@@ -62,7 +62,7 @@ pub struct Floor {
 /// A run's result. The fields of the load stand beside those of the outcome, so that a line of JSON is complete by itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// publish, consume, latency, pipeline, disk or quic.
+    /// The profile's name.
     pub profile: String,
     /// Acknowledged (or received) records.
     pub records: u64,
@@ -195,7 +195,7 @@ impl Report {
             // At a given rate there is nothing to reach.
             ("publish", _) if self.rate.is_some() => None,
             ("publish", _) if requests.is_some() => requests.map(|requests| self.records_per_second / requests),
-            ("publish" | "consume" | "pipeline", _) => slowest.map(|slowest| self.bytes_per_second / slowest),
+            ("publish" | "consume" | "pipeline" | "storage", _) => slowest.map(|slowest| self.bytes_per_second / slowest),
             _ => None,
         };
         self.floors.extend(floors);

@@ -87,7 +87,7 @@ impl Log {
         let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];
         let (limits, opening, report) = recover(disk.as_mut(), &config, clock.now(), fresh_ids)?;
         log_report(&report);
-        let engine = Engine::new(limits, opening);
+        let engine = Engine::new(limits, opening).with_stopwatch(stopwatch);
         let view = Arc::clone(engine.view());
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -275,6 +275,12 @@ impl CompletionSink for Once {
     }
 }
 
+/// Time within a step. Only differences count.
+fn stopwatch() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec as u32)
+}
+
 /// The two clocks of the core.
 struct Clock {
     start: Instant,
@@ -336,6 +342,7 @@ impl Driver {
                 self.disk.submit(id, op);
             }
             self.deliver(&mut out);
+            self.engine.prepare();
             if !self.engine.is_closed() || !stopping {
                 self.sleep(&mut completions);
             }

@@ -314,7 +314,12 @@ fn native(inputs: &Inputs, during: Duration) -> Result<Floor, BenchError> {
         at += 1;
     }
     let bytes_per_second = Some(bytes as f64 / begin.elapsed().as_secs_f64());
-    Ok(Floor { name: "native Rust, walk and compare a byte".to_owned(), bytes_per_second, latency_ms: None })
+    Ok(Floor {
+        name: "native Rust, walk and compare a byte".to_owned(),
+        bytes_per_second,
+        requests_per_second: None,
+        latency_ms: None,
+    })
 }
 
 fn input(batch: Bytes, at: usize) -> Input {

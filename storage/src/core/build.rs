@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Engine, Group, InFlight, Output, Pending, Writing};
-use crate::disk::{AlignedBuf, BufPool, DiskOp, FileId};
+use super::{Effort, Engine, Group, InFlight, Output, Pending, Writing};
+use crate::disk::{AlignedBuf, DiskOp, FileId};
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, frame_bytes, header_bytes};
 use crate::format::{BLOCK, u32_at};
 use crate::types::{MetaOp, PartitionId, PartitionOp};
@@ -13,65 +13,25 @@ use crate::view::{Position, Slice};
 
 /// Leader epoch of stored batches: there is one leader and it never changes.
 const LEADER_EPOCH: i32 = 0;
-/// Frames left uncompressed after one that did not shrink.
-const COMPRESS_PAUSE: u32 = 15;
-const ZSTD_LEVEL: i32 = 1;
 
 /// First byte of a stored metadata operation.
 const META_PUT: u8 = 1;
 const META_DELETE: u8 = 2;
 const META_OP_HEAD: usize = 9;
 
-/// Tries zstd, and stops trying for a while when the payload turns out to be incompressible.
+/// Everything of a frame but its header, which needs to know what came before.
 #[derive(Debug)]
-pub(super) struct FrameCompressor {
-    zstd: ZstdContext,
-    pause: u32,
-}
-
-struct ZstdContext(Option<zstd::bulk::Compressor<'static>>);
-
-impl std::fmt::Debug for ZstdContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ZstdContext")
-    }
-}
-
-impl FrameCompressor {
-    pub(super) fn new() -> FrameCompressor {
-        // Without a context (no memory) frames are stored as they are.
-        FrameCompressor { zstd: ZstdContext(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok()), pause: 0 }
-    }
-
-    /// A copy of the frame with a compressed payload, and its payload's length, if that saves a block.
-    fn compress(&mut self, raw: &[u8], directory_end: usize, payload: usize, pool: &BufPool) -> Option<(AlignedBuf, usize)> {
-        if self.pause > 0 {
-            self.pause -= 1;
-            return None;
-        }
-        let whole = crate::disk::blocks_up(directory_end + payload);
-        let mut packed = pool.take(whole);
-        let room = whole - BLOCK;
-        let stored = (room > directory_end)
-            .then(|| {
-                self.zstd
-                    .0
-                    .as_mut()?
-                    .compress_to_buffer(&raw[directory_end..directory_end + payload], &mut packed[directory_end..room])
-                    .ok()
-            })
-            .flatten();
-        match stored {
-            Some(stored) => {
-                packed[..directory_end].copy_from_slice(&raw[..directory_end]);
-                Some((packed, stored))
-            }
-            None => {
-                self.pause = COMPRESS_PAUSE;
-                None
-            }
-        }
-    }
+pub(super) struct Body {
+    /// Room for the header, then directory and payload as stored.
+    buf: AlignedBuf,
+    entries: usize,
+    payload_bytes: usize,
+    payload_raw_bytes: usize,
+    payload_crc: u32,
+    /// The uncompressed frame, where `buf` is compressed.
+    raw: Option<AlignedBuf>,
+    slices: Vec<Slice>,
+    effort: Effort,
 }
 
 /// A frame ready to be written.
@@ -80,6 +40,7 @@ struct Built {
     bytes: usize,
     /// The payload before compression.
     payload: Bytes,
+    effort: Effort,
 }
 
 impl<T> Engine<T> {
@@ -90,14 +51,33 @@ impl<T> Engine<T> {
             Some(active) if active.at + bytes as u64 <= self.limits.segment_bytes => {}
             _ => return self.roll(out),
         }
-        let group = self.groups.pop_front().expect("looked at before");
+        let mut group = self.groups.pop_front().expect("looked at before");
         self.waiting -= group.appends.len();
-        let mut buf = self.pool.take(group.frame_bytes());
-        let slices = lay_out(&group, &mut buf);
-        let built = self.finish(FrameKind::Data, buf, group.entries, group.payload_bytes);
+        let mut body = group.body.take().unwrap_or_else(|| Box::new(self.body_of(&group)));
+        let slices = std::mem::take(&mut body.slices);
+        let built = self.finish(FrameKind::Data, *body);
         self.lsn_data_last = self.lsn_last;
         let payload = built.payload.clone();
         self.send(built, Writing::Data { group, payload, slices }, out);
+    }
+
+    /// While the disk is busy: the next group, if it is large, becomes a frame but for its header. To be called when the
+    /// operations of a step are with the disk and its answers are out, so that neither waits for this.
+    pub fn prepare(&mut self) {
+        if self.in_flight.is_none() {
+            return;
+        }
+        let Some(mut group) = self.groups.pop_front_if(|group| group.body.is_none()) else { return };
+        if group.frame_bytes() >= self.limits.prepare_from_bytes {
+            group.body = Some(Box::new(self.body_of(&group)));
+        }
+        self.groups.push_front(group);
+    }
+
+    fn body_of(&mut self, group: &Group<T>) -> Body {
+        let mut buf = self.pool.take(group.frame_bytes());
+        let slices = lay_out(group, &mut buf);
+        self.body(buf, group.entries, group.payload_bytes, slices)
     }
 
     pub(super) fn write_watermark(&mut self, out: &mut Output<T>) {
@@ -111,7 +91,8 @@ impl<T> Engine<T> {
         }
         self.counters.watermarks += 1;
         let buf = self.pool.take(BLOCK);
-        let built = self.finish(FrameKind::Watermark, buf, 0, 0);
+        let body = self.body(buf, 0, 0, Vec::new());
+        let built = self.finish(FrameKind::Watermark, body);
         self.send(built, Writing::Watermark, out);
     }
 
@@ -127,7 +108,8 @@ impl<T> Engine<T> {
         entry.encode(&mut buf[header_bytes(0)..]);
         buf[header_bytes(1)..header_bytes(1) + part.len()].copy_from_slice(part);
         let kind = if self.snapshot_parts.is_empty() { FrameKind::SnapshotEnd } else { FrameKind::Snapshot };
-        self.finish(kind, buf, 1, part.len())
+        let body = self.body(buf, 1, part.len(), Vec::new());
+        self.finish(kind, body)
     }
 
     /// Header of a new segment and the first part of its snapshot, in one write.
@@ -145,22 +127,44 @@ impl<T> Engine<T> {
         assert_eq!(active.at, 0, "a segment starts with its header");
         let last = self.snapshot_parts.is_empty();
         self.send(
-            Built { buf: Arc::new(buf), bytes: BLOCK + built.bytes, payload: Bytes::new() },
+            Built { buf: Arc::new(buf), bytes: BLOCK + built.bytes, payload: Bytes::new(), effort: Effort::default() },
             Writing::Snapshot { last },
             out,
         );
     }
 
-    /// Directory and payload lie in `raw`: compresses, seals, and chains the frame.
-    fn finish(&mut self, kind: FrameKind, raw: AlignedBuf, entries: usize, payload: usize) -> Built {
+    /// Directory and payload lie in `raw`: compresses them where that pays. The one CRC pass over the payload is in here.
+    fn body(&mut self, raw: AlignedBuf, entries: usize, payload: usize, slices: Vec<Slice>) -> Body {
         let directory_end = header_bytes(entries);
-        let try_zstd = self.limits.compress_from_bytes.is_some_and(|from| payload >= from);
-        let packed = if try_zstd { self.compressor.compress(&raw, directory_end, payload, &self.pool) } else { None };
-        let (zstd, stored) = packed.as_ref().map_or((false, payload), |(_, stored)| (true, *stored));
+        let (packed, mut effort) = self.try_zstd(&raw, directory_end, payload);
+        let (buf, stored, raw) = match packed {
+            Some((packed, stored)) => (packed, stored, Some(raw)),
+            None => (raw, payload, None),
+        };
+        effort.zstd = raw.is_some();
+        let payload_crc = crc32c::crc32c(&buf[directory_end..directory_end + stored]);
+        Body { buf, entries, payload_bytes: stored, payload_raw_bytes: payload, payload_crc, raw, slices, effort }
+    }
+
+    fn try_zstd(&mut self, raw: &[u8], directory_end: usize, payload: usize) -> (Option<(AlignedBuf, usize)>, Effort) {
+        if self.limits.compress_from_bytes.is_none_or(|from| payload < from) {
+            return (None, Effort::default());
+        }
+        let begin = (self.stopwatch)();
+        let pays = self.compressor.pays();
+        let packed = pays.then(|| self.compressor.compress(raw, directory_end, payload, &self.pool)).flatten();
+        let compressing = (self.stopwatch)().saturating_sub(begin);
+        (packed, Effort { raw_bytes: payload, zstd: false, compressing })
+    }
+
+    /// Seals the frame and chains it to the one before.
+    fn finish(&mut self, kind: FrameKind, body: Body) -> Built {
+        let Body { mut buf, entries, payload_bytes, payload_raw_bytes, payload_crc, raw, effort, .. } = body;
+        let zstd = raw.is_some();
         if zstd {
             self.counters.frames_compressed += 1;
-            self.counters.compressed_from_bytes += payload as u64;
-            self.counters.compressed_to_bytes += stored as u64;
+            self.counters.compressed_from_bytes += payload_raw_bytes as u64;
+            self.counters.compressed_to_bytes += payload_bytes as u64;
         }
         let header = FrameHeader {
             header_crc: 0,
@@ -172,28 +176,20 @@ impl<T> Engine<T> {
             durable_lsn: self.lsn_durable,
             prev_crc: self.crc_last,
             entries: entries as u32,
-            payload_bytes: stored as u32,
-            payload_raw_bytes: payload as u32,
-            payload_crc: 0,
+            payload_bytes: payload_bytes as u32,
+            payload_raw_bytes: payload_raw_bytes as u32,
+            payload_crc,
             written_ms: self.now.wall_ms,
             volume_id: self.superblock.volume_id,
         };
         let bytes = header.frame_bytes();
         self.lsn_last += 1;
-        let (buf, payload) = match packed {
-            Some((mut packed, _)) => {
-                self.crc_last = frame::seal(&header, &mut packed);
-                (Arc::new(packed), raw.into_bytes().slice(directory_end..directory_end + payload))
-            }
-            None => {
-                let mut raw = raw;
-                self.crc_last = frame::seal(&header, &mut raw);
-                let raw = Arc::new(raw);
-                let payload = AlignedBuf::share(&raw).slice(directory_end..directory_end + payload);
-                (raw, payload)
-            }
-        };
-        Built { buf, bytes, payload }
+        self.crc_last = frame::seal(&header, &mut buf);
+        let buf = Arc::new(buf);
+        let payload = raw.map_or_else(|| AlignedBuf::share(&buf), AlignedBuf::into_bytes);
+        let directory_end = header_bytes(entries);
+        let payload = payload.slice(directory_end..directory_end + payload_raw_bytes);
+        Built { buf, bytes, payload, effort }
     }
 
     fn send(&mut self, built: Built, what: Writing<T>, out: &mut Output<T>) {
@@ -213,6 +209,7 @@ impl<T> Engine<T> {
             position,
             bytes: built.bytes,
             submitted: self.now.monotonic,
+            effort: built.effort,
             what,
         });
         out.ops.push((op, DiskOp::Write { file: FileId::Segment(active.file), at, data: built.buf, bytes: built.bytes }));

@@ -256,14 +256,23 @@ impl<T> Engine<T> {
     fn group_for(&mut self, size: Size) -> u64 {
         let max = self.limits.frame_bytes_max;
         let fits = |group: &Group<T>| {
-            frame_bytes(group.entries + size.entries, group.payload_bytes + size.payload_bytes) <= max
+            group.body.is_none()
+                && frame_bytes(group.entries + size.entries, group.payload_bytes + size.payload_bytes) <= max
                 && group.records + size.records <= RECORDS_PER_FRAME_MAX
         };
         if !self.groups.back().is_some_and(fits) {
             let number = self.group_next;
             self.group_next += 1;
             let appends = Vec::with_capacity(self.groups.back().map_or(0, |group| group.appends.len()));
-            self.groups.push_back(Group { number, appends, entries: 0, payload_bytes: 0, records: 0, duplicates: Vec::new() });
+            self.groups.push_back(Group {
+                number,
+                appends,
+                entries: 0,
+                payload_bytes: 0,
+                records: 0,
+                duplicates: Vec::new(),
+                body: None,
+            });
         }
         let group = self.groups.back_mut().expect("just made");
         group.entries += size.entries;

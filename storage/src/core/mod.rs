@@ -2,7 +2,7 @@
 //! operations and answers come out in [`Output`]. The log thread (`log.rs`) and the simulator drive the same code.
 //!
 //! An append is checked and gets its offsets when it enters (`entry.rs`) and waits in a *group*; when the last write has completed,
-//! the oldest group becomes a frame (`build.rs`); when that is durable it is shown to readers and answered (`commit.rs`). So the
+//! the oldest group becomes a frame (`build.rs`; a large one is laid out before that, while the disk is busy); when that is durable it is shown to readers and answered (`commit.rs`). So the
 //! *assigned* state here runs ahead of the *durable* state in the [`View`], and only the latter is ever written into snapshots or
 //! shown. Segments are rolled to, made and recycled in `segments.rs`.
 //!
@@ -11,6 +11,7 @@
 
 mod build;
 mod commit;
+mod compress;
 mod entry;
 mod segments;
 
@@ -31,6 +32,7 @@ use crate::stats::LogStats;
 use crate::table::{NumberMap, PartitionMap};
 use crate::types::{Append, AppendError, BaseOffsets, Outcome, PartitionId, ProducerKey};
 use crate::view::{Position, Slice, View};
+use compress::{Effort, FrameCompressor};
 
 pub(crate) use build::{decode_meta_ops, slice_of};
 
@@ -58,7 +60,9 @@ pub struct Limits {
     pub(crate) spare_segments: usize,
     pub(crate) frame_bytes_max: usize,
     pub(crate) compress_from_bytes: Option<usize>,
-    pub(crate) tail_cache_bytes: usize,
+    /// Groups from this size on are closed and laid out while the frame before them is being written. Smaller ones wait open:
+    /// what joins them costs no write of its own.
+    pub(crate) prepare_from_bytes: usize,
     pub(crate) idle_watermark: Duration,
     pub(crate) retention_bytes: Option<u64>,
     pub(crate) retention_age_ms: Option<u64>,
@@ -87,7 +91,7 @@ impl Limits {
             spare_segments: config.spare_segments as usize,
             frame_bytes_max: frame_bytes_max / BLOCK * BLOCK,
             compress_from_bytes: config.compress_from_bytes.map(|bytes| bytes as usize),
-            tail_cache_bytes: config.tail_cache_bytes,
+            prepare_from_bytes: frame_bytes_max / 8,
             idle_watermark: config.idle_watermark,
             retention_bytes: config.retention_bytes,
             retention_age_ms: config.retention_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
@@ -195,6 +199,8 @@ struct Group<T> {
     records: u32,
     /// Resent batches whose original is in this group.
     duplicates: Vec<(T, Outcome)>,
+    /// Its bytes, once it is closed.
+    body: Option<Box<build::Body>>,
 }
 
 impl<T> Group<T> {
@@ -233,6 +239,7 @@ struct InFlight<T> {
     position: Position,
     bytes: usize,
     submitted: Duration,
+    effort: Effort,
     what: Writing<T>,
 }
 
@@ -262,9 +269,11 @@ enum Life {
 /// The log engine; `T` is what the caller wants back with each answer.
 pub struct Engine<T> {
     limits: Limits,
+    /// Measures work within a step, where `now` stands still.
+    stopwatch: fn() -> Duration,
     view: Arc<View>,
     pool: BufPool,
-    compressor: build::FrameCompressor,
+    compressor: FrameCompressor,
     now: Now,
     life: Life,
     failed: Option<String>,
@@ -330,9 +339,11 @@ impl<T> Engine<T> {
         };
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
-            pool: BufPool::new(limits.tail_cache_bytes.max(2 * limits.frame_bytes_max)),
-            compressor: build::FrameCompressor::new(),
+            // Evicted frames come back one by one as new ones are built: more than this would only lie idle.
+            pool: BufPool::new(2 * limits.frame_bytes_max),
+            compressor: FrameCompressor::new(),
             limits,
+            stopwatch: || Duration::ZERO,
             now: Now::default(),
             life: Life::Running,
             failed: None,
@@ -375,6 +386,13 @@ impl<T> Engine<T> {
         assert!(engine.superblock.durable_lsn <= engine.lsn_durable, "the superblock knows no more than recovery found");
         engine.publish_stats();
         engine
+    }
+
+    /// Gives it a clock to time compression with; without one compression counts as free.
+    #[must_use]
+    pub fn with_stopwatch(mut self, stopwatch: fn() -> Duration) -> Engine<T> {
+        self.stopwatch = stopwatch;
+        self
     }
 
     /// The durable state.
@@ -425,7 +443,8 @@ impl<T> Engine<T> {
 
     /// Whether shutting down is done.
     pub fn is_closed(&self) -> bool {
-        self.life == Life::Closed || (self.failed.is_some() && self.superblock_op.is_none() && !self.superblock_dirty)
+        let quiet = self.superblock_op.is_none() && !self.superblock_dirty && self.in_flight.is_none();
+        self.life == Life::Closed || (self.failed.is_some() && quiet)
     }
 
     fn wind_down(&mut self) {
@@ -489,11 +508,9 @@ impl<T> Engine<T> {
 
     /// Nothing is written any more but the note of it in the superblock.
     fn fail(&mut self, reason: String, out: &mut Output<T>) {
-        if self.failed.is_some() {
-            return;
-        }
-        let refusal = AppendError::LogFailed { reason: reason.clone() };
-        self.failed = Some(reason);
+        let first = self.failed.is_none();
+        let reason = self.failed.get_or_insert(reason).clone();
+        let refusal = AppendError::LogFailed { reason };
         for group in std::mem::take(&mut self.groups) {
             for pending in group.appends {
                 out.outcomes.push((pending.ticket, Outcome::Refused(refusal.clone())));
@@ -503,8 +520,10 @@ impl<T> Engine<T> {
             }
         }
         self.waiting = 0;
-        self.superblock.state = VolumeState::Fenced;
-        self.superblock_dirty = true;
+        if first {
+            self.superblock.state = VolumeState::Fenced;
+            self.superblock_dirty = true;
+        }
     }
 
     /// Only ever one superblock write is under way, so that one of the two slots is always whole.

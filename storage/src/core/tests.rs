@@ -48,6 +48,7 @@ impl Bench {
         for (id, op) in self.out.ops.drain(..) {
             self.disk.submit(id, op);
         }
+        self.engine.prepare();
     }
 
     fn append(&mut self, append: Append) -> Outcome {
@@ -110,6 +111,24 @@ fn nothing_is_answered_or_shown_before_it_is_durable() {
     assert!(matches!(bench.outcome(), Outcome::Committed { .. }));
     assert_eq!(bench.bounds().high_watermark, 1);
     assert!(bench.engine.view().meta().is_empty());
+}
+
+#[test]
+fn a_frame_laid_out_ahead_holds_what_was_sent_and_later_appends_get_the_next_one() {
+    let mut bench = Bench::new(config(), 100);
+    let lsn_of = |outcome| match outcome {
+        Outcome::Committed { lsn, .. } => lsn.0,
+        other => panic!("{other:?}"),
+    };
+    for bytes in [10, 20_000, 10] {
+        bench.engine.submit(records(bytes), 1, &mut bench.out);
+        bench.step();
+    }
+    let lsns: Vec<u64> = (0..3).map(|_| lsn_of(bench.outcome())).collect();
+    assert_eq!((lsns[1], lsns[2]), (lsns[0] + 1, lsns[0] + 2), "the large one was closed while the first was being written");
+    bench.crash();
+    assert_eq!(bench.bounds().high_watermark, 3);
+    assert!(bench.report.damage.is_empty() && !bench.report.torn_tail, "{:?}", bench.report);
 }
 
 #[test]

@@ -151,14 +151,12 @@ impl BufPool {
 
     /// A buffer for at least `bytes` bytes. **What it holds is whatever its last user left in it.**
     ///
-    /// Sizes are rounded up to a power of two inside, so that buffers of similar frames serve one another.
+    /// Sizes are rounded up by at most a quarter inside, so that buffers of similar frames serve one another.
     #[must_use]
     pub fn take(&self, bytes: usize) -> AlignedBuf {
         let length = blocks_up(bytes.max(1));
-        let memory = self.shared.reuse(length).unwrap_or_else(|| {
-            let capacity = length.next_power_of_two();
-            vec![0_u8; capacity + BLOCK_BYTES - 1].into_boxed_slice()
-        });
+        let memory =
+            self.shared.reuse(length).unwrap_or_else(|| vec![0_u8; size_class(length) + BLOCK_BYTES - 1].into_boxed_slice());
         AlignedBuf::over(memory, length, Some(Arc::clone(&self.shared)))
     }
 
@@ -207,6 +205,12 @@ impl PoolShared {
 }
 
 const IDLE_BUFFERS_MAX: usize = 256;
+
+/// Four sizes to each power of two: readers hold these buffers long, so half of one must not be empty.
+fn size_class(length: usize) -> usize {
+    let step = (length.next_power_of_two() / 8).max(BLOCK_BYTES);
+    length.next_multiple_of(step)
+}
 
 #[cfg(test)]
 mod tests {

@@ -33,7 +33,7 @@ pub enum FrameKind {
     SnapshotEnd = 4,
 }
 
-/// Header of a frame; lengths and CRCs are filled in by [`seal`].
+/// Header of a frame; its own CRC is filled in by [`seal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
     /// CRC-32C of header and directory from byte 8 on.
@@ -200,12 +200,12 @@ pub const fn frame_bytes(entries: usize, payload_bytes: usize) -> usize {
 }
 
 /// Writes the header in front of directory and payload, which already lie in `frame`, zeroes what follows them up to the
-/// next block, and returns the header's CRC. The one CRC pass over the payload is in here.
+/// next block, and returns the header's CRC. The payload's CRC comes with the header: it is known earlier.
 pub fn seal(header: &FrameHeader, frame: &mut [u8]) -> u32 {
     let directory_end = header_bytes(header.entries as usize);
     let end = directory_end + header.payload_bytes as usize;
     frame[end..frame_bytes(header.entries as usize, header.payload_bytes as usize)].fill(0);
-    let payload_crc = crc32c::crc32c(&frame[directory_end..end]);
+    debug_assert_eq!(header.payload_crc, crc32c::crc32c(&frame[directory_end..end]), "of the payload as stored");
     let head = &mut frame[..directory_end];
     head[..HEADER_BYTES].fill(0);
     put(head, 0, MAGIC);
@@ -221,7 +221,7 @@ pub fn seal(header: &FrameHeader, frame: &mut [u8]) -> u32 {
     put(head, 56, &header.entries.to_le_bytes());
     put(head, 60, &header.payload_bytes.to_le_bytes());
     put(head, 64, &header.payload_raw_bytes.to_le_bytes());
-    put(head, 68, &payload_crc.to_le_bytes());
+    put(head, 68, &header.payload_crc.to_le_bytes());
     put(head, 72, &header.written_ms.to_le_bytes());
     put(head, 80, &header.volume_id);
     let crc = crc32c::crc32c(&head[8..]);
@@ -383,9 +383,9 @@ mod tests {
             }
             put(&mut frame, header_bytes(entries.len()), &payload);
             let mut header = header(entries.len(), payload.len(), numbers);
+            header.payload_crc = crc32c::crc32c(&payload);
             header.header_crc = seal(&header, &mut frame);
             let read = decode_header(&frame).unwrap();
-            header.payload_crc = read.payload_crc;
             prop_assert_eq!(read, header);
             prop_assert_eq!(read.directory(&frame).unwrap(), entries);
             prop_assert_eq!(read.verified_payload(&frame).unwrap(), &payload[..]);

@@ -231,10 +231,12 @@ impl LogReader<'_> {
         let lost_lsn = self.last_lsn + 1;
         let next =
             self.scanner.find_next(segment, position + crate::format::BLOCK as u64, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
+        // In the last segment the search has just seen everything that could prove it.
+        let provable = next.is_some() || limit_lsn.is_some();
         // A segment whose own beginning is lost does not say which frames before it were durable.
         let proven = limit_exact
             || (limit_lsn.is_none() && self.superblock.durable_lsn >= lost_lsn)
-            || self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn);
+            || (provable && self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn));
         if !proven {
             // Nobody was told of this frame or of any behind it.
             self.report.torn_tail |= next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);

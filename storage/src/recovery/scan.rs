@@ -3,14 +3,16 @@
 use super::volume::Segment;
 use crate::disk::{AlignedBuf, Disk, FileId, blocks_up};
 use crate::format::BLOCK;
-use crate::format::frame::{self, Entry, FrameHeader, FrameKind, header_bytes};
+use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
 use crate::format::snapshot::Item;
 use crate::format::superblock::Superblock;
 
-/// Bytes read at once.
-const WINDOW: usize = 1 << 20;
-/// And where only directories are wanted.
+/// Bytes read at once: several of the largest usual frames, since a frame that is cut off by the window's end is read again.
+const WINDOW: usize = 4 << 20;
+/// And where only directories are wanted and frames are large.
 const WINDOW_HOP: usize = 64 << 10;
+/// Frames from here on are hopped over. Below, one read after the other costs more than reading what lies between.
+const HOP_FROM: usize = 128 << 10;
 
 /// Where a frame must join the chain; `None`: the frame before it is lost.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +27,7 @@ pub(super) struct Found {
     pub(super) header: FrameHeader,
     pub(super) position: u64,
     pub(super) entries: Vec<Entry>,
-    /// Decompressed; only where it was verified.
+    /// Decompressed; only where it was verified and recovery has to look into it.
     pub(super) payload: Option<Vec<u8>>,
 }
 
@@ -35,12 +37,14 @@ pub(super) struct Scanner<'a> {
     window: AlignedBuf,
     /// File, start and length of what the window holds.
     held: Option<(u32, u64, usize)>,
+    /// Of the last good frame: the next one is probably alike.
+    frame_bytes: usize,
     pub(super) bytes_read: u64,
 }
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
-        Scanner { disk, superblock: *superblock, window: AlignedBuf::zeroed(WINDOW), held: None, bytes_read: 0 }
+        Scanner { disk, superblock: *superblock, window: AlignedBuf::zeroed(WINDOW), held: None, frame_bytes: 0, bytes_read: 0 }
     }
 
     /// `bytes` bytes at `at`, of which the caller needs all. Reads up to `ahead` bytes.
@@ -99,7 +103,7 @@ impl<'a> Scanner<'a> {
 
     /// A frame that is good in itself and belongs to this life of the segment.
     fn intact(&mut self, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
-        let ahead = if verify { WINDOW } else { WINDOW_HOP };
+        let ahead = if verify || self.frame_bytes < HOP_FROM { WINDOW } else { WINDOW_HOP };
         let first = self.bytes(segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
         let head = self.bytes(segment.file, position, length, ahead)?;
@@ -109,12 +113,16 @@ impl<'a> Scanner<'a> {
         if position + header.frame_bytes() as u64 > self.superblock.segment_bytes {
             return Err("it reaches beyond the segment".to_owned());
         }
-        let payload = if verify {
+        let mut payload = None;
+        if verify {
             let whole = self.bytes(segment.file, position, header.frame_bytes(), ahead)?;
-            Some(header.raw_payload(header.verified_payload(whole)?)?)
-        } else {
-            None
-        };
+            let stored = header.verified_payload(whole)?;
+            // Of record batches the directory says all that recovery wants to know.
+            if entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Snapshot)) {
+                payload = Some(header.raw_payload(stored)?);
+            }
+        }
+        self.frame_bytes = header.frame_bytes();
         Ok(Found { header, position, entries, payload })
     }
 

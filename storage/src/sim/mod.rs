@@ -277,6 +277,7 @@ impl World {
             let mut out = Output::default();
             life.engine.step(self.now, &mut completions, &mut out);
             self.deliver(out)?;
+            life.engine.prepare();
             if !more {
                 return Ok(());
             }
