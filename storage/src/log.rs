@@ -1,9 +1,9 @@
 //! The log as its users hold it, and the thread that drives the core over a disk.
 //!
-//! [`LogHandle::submit`] pushes into a queue and wakes the thread only if it sleeps. The thread takes the whole queue at once, lets
+//! [`LogHandle::submit`] pushes into a queue and wakes the thread only if that gains something. The thread takes the whole queue at once, lets
 //! the core work, hands its operations to the disk, and answers each sink once per commit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -39,8 +39,8 @@ struct Waiting {
 /// Shared between handles and the log thread.
 struct Shared {
     queue: Mutex<Queue>,
-    /// The thread sleeps, or is about to: a push must wake it.
-    asleep: AtomicBool,
+    /// What the thread sleeps for, if it sleeps or is about to.
+    sleep: AtomicU8,
     waker: Waker,
     view: Arc<View>,
     reads: Arc<ReadPath>,
@@ -48,9 +48,21 @@ struct Shared {
     probe: DiskProbe,
 }
 
+/// The thread works, and looks into the queue before it sleeps.
+const AWAKE: u8 = 0;
+/// A write is with the disk, and its completion wakes the thread: only a queue that is worth the work meanwhile does so earlier.
+const WRITING: u8 = 1;
+/// Nothing is under way: the first append wakes it.
+const IDLE: u8 = 2;
+
+/// What makes it worth waking the thread in mid-write: checking and copying these would hold up the next frame.
+const WORTH_APPENDS: usize = 64;
+const WORTH_BYTES: usize = 64 << 10;
+
 #[derive(Default)]
 struct Queue {
     appends: Vec<Waiting>,
+    bytes: usize,
     stopping: bool,
     closed: bool,
 }
@@ -61,10 +73,24 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self) {
-        if self.asleep.swap(false, Ordering::SeqCst) {
+    /// After a push; `worth` tells whether the queue was worth the work then.
+    fn wake(&self, worth: bool) {
+        let sleep = self.sleep.load(Ordering::SeqCst);
+        let wake = sleep == IDLE || (sleep == WRITING && worth);
+        if wake && self.sleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
             self.waker.wake();
         }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, append: Append, ticket: Ticket) {
+        self.bytes += append.entries.iter().map(|entry| entry.batches.len()).sum::<usize>();
+        self.appends.push(Waiting { append, ticket });
+    }
+
+    fn is_worth_waking(&self) -> bool {
+        self.appends.len() >= WORTH_APPENDS || self.bytes >= WORTH_BYTES
     }
 }
 
@@ -91,7 +117,7 @@ impl Log {
         let view = Arc::clone(engine.view());
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
-            asleep: AtomicBool::new(false),
+            sleep: AtomicU8::new(AWAKE),
             waker: disk.waker(),
             reads: Arc::new(ReadPath::new(Arc::clone(&view), reader, report.volume_id)),
             view,
@@ -167,9 +193,10 @@ impl LogHandle {
             drop(queue);
             return sink.complete(&mut vec![(tag, Outcome::Refused(AppendError::ShuttingDown))]);
         }
-        queue.appends.push(Waiting { append, ticket: Ticket { sink: Arc::clone(sink), tag } });
+        queue.push(append, Ticket { sink: Arc::clone(sink), tag });
+        let worth = queue.is_worth_waking();
         drop(queue);
-        self.shared.wake();
+        self.shared.wake(worth);
     }
 
     /// Queues all of `appends`, in order, with one lock and one wake-up; they tend to share a commit.
@@ -183,10 +210,12 @@ impl LogHandle {
             let refused = |(_, tag)| (tag, Outcome::Refused(AppendError::ShuttingDown));
             return sink.complete(&mut appends.drain(..).map(refused).collect());
         }
-        let waiting = |(append, tag)| Waiting { append, ticket: Ticket { sink: Arc::clone(sink), tag } };
-        queue.appends.extend(appends.drain(..).map(waiting));
+        for (append, tag) in appends.drain(..) {
+            queue.push(append, Ticket { sink: Arc::clone(sink), tag });
+        }
+        let worth = queue.is_worth_waking();
         drop(queue);
-        self.shared.wake();
+        self.shared.wake(worth);
     }
 
     /// Appends and waits. Not for executor threads.
@@ -352,6 +381,7 @@ impl Driver {
     fn take_queue(&self, appends: &mut Vec<Waiting>) -> bool {
         let mut queue = self.shared.queue();
         std::mem::swap(&mut queue.appends, appends);
+        queue.bytes = 0;
         queue.stopping
     }
 
@@ -371,13 +401,15 @@ impl Driver {
     /// Waits for the disk, a submission, or the moment the core wants to be called again.
     fn sleep(&mut self, completions: &mut Vec<DiskCompletion>) {
         let wake_in = self.engine.next_wake().map(|at| at.saturating_sub(self.clock.start.elapsed()));
-        self.shared.asleep.store(true, Ordering::SeqCst);
-        // A push before the flag was seen did not wake: look once more.
+        let sleep = if self.engine.is_writing() { WRITING } else { IDLE };
+        self.shared.sleep.store(sleep, Ordering::SeqCst);
+        // A push before that was seen did not wake: look once more.
         let queue = self.shared.queue();
-        let wait = if queue.appends.is_empty() && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
+        let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
+        let wait = if nothing && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
         drop(queue);
         self.disk.poll(wait, completions);
-        self.shared.asleep.store(false, Ordering::SeqCst);
+        self.shared.sleep.store(AWAKE, Ordering::SeqCst);
     }
 }
 

@@ -424,6 +424,11 @@ impl<T> Engine<T> {
         }
     }
 
+    /// Whether a frame is with the disk: its completion comes, and the next frame waits for it.
+    pub fn is_writing(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     /// When `step` wants to be called again although nothing happened.
     pub fn next_wake(&self) -> Option<Duration> {
         if self.failed.is_some() {

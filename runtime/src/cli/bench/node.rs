@@ -1,5 +1,6 @@
 //! The node that is measured: a child of this process on a directory of its own, or one that somebody else runs.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,8 @@ impl OwnNode {
     /// Starts one with these settings beside the defaults.
     pub(super) async fn start(dir: &Path, args: &BenchArgs) -> Result<OwnNode, Failure> {
         let gone = Gone(dir.join(format!("node-{}", std::process::id())));
-        let mut site = Site::create(&gone.0, &["admin"], &further(&args.overrides)?)?;
+        let site_text = further(&settings(args))?;
+        let mut site = Site::create(&gone.0, &["admin"], &site_text)?;
         site.memory_max.clone_from(&args.memory_max);
         let config = site.client_config("admin")?;
         let mut node = site.start()?;
@@ -219,10 +221,17 @@ pub(super) fn measuring(error: weir_bench::BenchError) -> Failure {
     Failure::new(Exit::Failed, error).next("look into the node's log")
 }
 
-/// `--set` as lines of the child's file; its own start checks them.
-fn further(overrides: &[String]) -> Result<String, Failure> {
+/// Publishing is measured on a log that goes round in segments it has used before, as that of a node does that has been up for a
+/// while; making new ones costs another write of every byte.
+fn settings(args: &BenchArgs) -> Vec<&str> {
+    let lasting = matches!(args.profile, Profile::Publish | Profile::Latency).then_some("log.retention_bytes=512MiB");
+    lasting.into_iter().chain(args.overrides.iter().map(String::as_str)).collect()
+}
+
+/// `--set` as lines of the child's file, the last of a key counts; its own start checks them.
+fn further(overrides: &[&str]) -> Result<String, Failure> {
     let acl = "[[acl]]\nprincipal = \"admin\"\nallow = [\"admin\", \"produce\", \"consume\"]\n";
-    let mut sections: std::collections::BTreeMap<&str, String> = std::collections::BTreeMap::new();
+    let mut sections: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
     for text in overrides {
         let parsed = text.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
         let Some(((section, key), value)) = parsed else {
@@ -234,9 +243,11 @@ fn further(overrides: &[String]) -> Result<String, Failure> {
             return Err(Failure::usage(format!("--set {text}: [{section}] is set by the benchmark itself"))
                 .next("run a node of your own with `weir serve` and measure it with --remote"));
         }
-        sections.entry(section).or_default().push_str(&format!("{key} = {value}\n"));
+        sections.entry(section).or_default().insert(key, value);
     }
-    let text: String = sections.into_iter().map(|(section, keys)| format!("[{section}]\n{keys}\n")).collect();
+    let lines =
+        |keys: BTreeMap<&str, String>| keys.into_iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
+    let text: String = sections.into_iter().map(|(section, keys)| format!("[{section}]\n{}\n", lines(keys))).collect();
     Ok(text + acl)
 }
 
@@ -247,13 +258,13 @@ mod tests {
 
     #[test]
     fn overrides_become_a_file_that_loads() {
-        let text = further(&["log.segment_bytes=32MiB".to_owned(), "log.spare_segments=3".to_owned()]).expect("valid");
+        let text = further(&["log.segment_bytes=32MiB", "log.spare_segments=2", "log.spare_segments=3"]).expect("valid");
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("weir.toml");
         std::fs::write(&file, text).expect("writable");
         let config = Config::load(&crate::config::Sources { file: Some(file), ..Default::default() }).expect("loads");
         assert_eq!((config.log.segment_bytes, config.log.spare_segments), (32 << 20, 3));
-        assert!(further(&["quic.listen=x".to_owned()]).is_err());
-        assert!(further(&["nonsense".to_owned()]).is_err());
+        assert!(further(&["quic.listen=x"]).is_err());
+        assert!(further(&["nonsense"]).is_err());
     }
 }

@@ -37,10 +37,11 @@ pub(super) struct IngestSocket {
     of: u8,
 }
 
-/// Sockets for so many threads on one port; 0 means one a core. Fewer where the system cannot steer packets.
+/// Sockets for so many threads on one port; 0 means one for two cores, because the log, the pipelines and whoever publishes on
+/// the same machine want the others. Fewer where the system cannot steer packets.
 pub(super) fn bind(address: SocketAddr, threads: u32) -> io::Result<Vec<IngestSocket>> {
     let wanted = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2),
         threads => threads as usize,
     };
     let wanted = wanted.clamp(1, THREADS_MAX);
