@@ -173,9 +173,16 @@ impl NativeDoor {
 async fn serve(endpoint: Endpoint, door: Arc<Door>) {
     let mailroom = door.broker.mailroom();
     // A task of its own: it waits behind the tasks that are ready, and so gathers what they hand in.
-    let carrying = tokio::spawn(mailroom.clone().carry());
-    accept(endpoint, door, mailroom).await;
-    let _ = carrying.await;
+    let mut carrying = tokio::spawn(mailroom.clone().carry());
+    let ended = tokio::select! {
+        ended = &mut carrying => ended,
+        () = accept(endpoint, door, mailroom) => carrying.await,
+    };
+    if ended.is_err_and(|error| error.is_panic()) {
+        // Nothing that came in on this thread would ever be acknowledged: as with the log's thread, a new start is better.
+        tracing::error!("the thread that carries batches to the log failed; the node ends");
+        std::process::abort();
+    }
 }
 
 async fn accept(endpoint: Endpoint, door: Arc<Door>, mailroom: Arc<Mailroom>) {
