@@ -308,6 +308,9 @@ struct Walk {
     /// Offset wanted next.
     offset: i64,
     high_watermark: i64,
+    /// Where a known gap begins, or the end: a misdirected write may have left a whole frame inside a gap, and what the log has
+    /// declared lost must not come back.
+    stop_at: i64,
     position: Position,
     batches: Vec<Bytes>,
     bytes: usize,
@@ -341,6 +344,7 @@ impl Walk {
             bytes_max,
             offset,
             high_watermark,
+            stop_at: tables.next_gap(partition, offset).unwrap_or(high_watermark).min(high_watermark),
             position: first.position,
             batches: Vec::new(),
             bytes: 0,
@@ -377,6 +381,9 @@ impl Walk {
                 if next <= self.offset {
                     continue;
                 }
+                if self.offset >= self.stop_at {
+                    return Next::Stop;
+                }
                 if !self.batches.is_empty() && self.bytes + batch.len() > self.bytes_max {
                     return Next::Stop;
                 }
@@ -385,7 +392,7 @@ impl Walk {
                 self.batches.push(batch);
             }
         }
-        if self.bytes >= self.bytes_max && !self.batches.is_empty() || self.offset >= self.high_watermark {
+        if self.bytes >= self.bytes_max && !self.batches.is_empty() || self.offset >= self.stop_at {
             return Next::Stop;
         }
         Next::Frame

@@ -183,6 +183,12 @@ impl Tables {
         (partition == id && offset < to).then_some(Gap { partition, from, to })
     }
 
+    /// Where the next known gap behind this offset begins.
+    pub fn next_gap(&self, id: PartitionId, offset: i64) -> Option<i64> {
+        let (&(partition, from), _) = self.gaps.range((id, offset + 1)..).next()?;
+        (partition == id).then_some(from)
+    }
+
     /// Cuts dead entries off every partition, and gaps below every start.
     pub fn trim_all(&mut self) {
         let first_sequence = self.first_sequence();
@@ -418,6 +424,9 @@ mod tests {
         assert_eq!(tables.gap_at(P, 11).unwrap().from, 7);
         assert_eq!(tables.gap_at(P, 12), None);
         assert_eq!(tables.gap_at(PartitionId(4), 11), None);
+        assert_eq!(tables.next_gap(P, 6), Some(7));
+        assert_eq!(tables.next_gap(P, 7), None);
+        assert_eq!(tables.next_gap(PartitionId(2), 0), None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::frame::frame_bytes;
 use crate::format::snapshot::Remembered;
-use crate::format::superblock::{Superblock, VolumeState};
+use crate::format::superblock::{SLOTS, Superblock, VolumeState};
 use crate::report::OpenError;
 use crate::stats::LogStats;
 use crate::table::{NumberMap, PartitionMap};
@@ -473,7 +473,11 @@ impl<T> Engine<T> {
             let (_, written) = self.superblock_op.take().expect("just looked at");
             match result {
                 Ok(()) => self.superblock_durable(&written),
-                Err(error) => self.fail(error.to_string(), out),
+                Err(error) => {
+                    // That slot may hold anything now: the next write goes there again, and not over the only good one.
+                    self.superblock.generation += SLOTS - 1;
+                    self.fail(error.to_string(), out);
+                }
             }
         } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
             self.spare_made(file, result);
