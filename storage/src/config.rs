@@ -34,10 +34,45 @@ pub struct LogConfig {
     pub index_entries_max: usize,
     /// Producer lanes remembered; the longest idle are forgotten beyond it.
     pub producers_max: usize,
+    /// Where records go when they leave the WAL; `None`: nowhere, retention works on WAL segments.
+    pub cold: Option<ColdConfig>,
     /// Refuse a directory of another node; `None`: accept whichever it belongs to.
     pub node_id: Option<[u8; 16]>,
     /// Open a volume that a failed write has fenced; for operators who have checked the disk.
     pub accept_fenced: bool,
+}
+
+/// The cold tier: when the WAL is sorted, and with how much memory and disk bandwidth.
+#[derive(Clone, Debug)]
+pub struct ColdConfig {
+    /// Bytes of full WAL segments from which they are sorted.
+    pub sort_bytes: u64,
+    /// Age of the oldest record in the WAL from which it is sorted anyway.
+    pub sort_age: Duration,
+    /// Records held in memory while sorting, before compression: the size of the smallest cold segment.
+    pub sort_memory_bytes: usize,
+    /// WAL segments at most; appends wait for the sorter beyond it.
+    pub wal_bytes_max: u64,
+    /// Cold segments of one class from this many on become one, until they have `merged_bytes`.
+    pub merge_fan_in: usize,
+    /// Records of a cold segment, before compression, from which it is not merged any more.
+    pub merged_bytes: u64,
+    /// Reads and writes of sorting and merging together, bytes a second; `None`: as fast as they go.
+    pub bandwidth_bytes_max: Option<u64>,
+}
+
+impl Default for ColdConfig {
+    fn default() -> ColdConfig {
+        ColdConfig {
+            sort_bytes: 64 << 20,
+            sort_age: Duration::from_secs(600),
+            sort_memory_bytes: 32 << 20,
+            wal_bytes_max: 2 << 30,
+            merge_fan_in: 8,
+            merged_bytes: 256 << 20,
+            bandwidth_bytes_max: None,
+        }
+    }
 }
 
 impl LogConfig {
@@ -57,6 +92,7 @@ impl LogConfig {
             meta_bytes_max: 8 << 20,
             index_entries_max: 8 << 20,
             producers_max: 32 << 10,
+            cold: None,
             node_id: None,
             accept_fenced: false,
         }

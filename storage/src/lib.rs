@@ -32,6 +32,6 @@ pub use read::{ReadReply, TimestampReply};
 pub use report::{Damage, Gap, LogError, OpenError, RecoveryReport};
 pub use stats::{Latency, LogStats};
 pub use types::{
-    Append, AppendEntry, AppendError, BaseOffsets, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
+    Append, AppendEntry, AppendError, BaseOffsets, ClassId, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
     PartitionId, PartitionOp, ProducerKey, ProducerMark, ProducerState, ReadChunk, ReadError, ReadRequest,
 };

@@ -107,7 +107,7 @@ impl Log {
     /// Opens or makes the volume in `config.dir`, recovers it and starts the log thread.
     pub fn open(config: LogConfig) -> Result<(Log, RecoveryReport), OpenError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let OpenedDisk { mut disk, reader, probe } = disk::open(&config.dir, config.backend)?;
+        let OpenedDisk { mut disk, reader, cold: _, probe } = disk::open(&config.dir, config.backend)?;
         sync_files(&config.dir)?;
         let clock = Clock::new();
         let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];

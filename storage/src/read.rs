@@ -322,7 +322,7 @@ impl Walk {
     fn begin(tables: &Tables, request: &ReadRequest) -> Result<(Walk, Vec<Position>), Result<ReadChunk, ReadError>> {
         let ReadRequest { partition, offset, bytes_max } = *request;
         let found = tables.partitions.get(partition).ok_or(Err(ReadError::UnknownPartition))?;
-        let (start, high_watermark) = (found.start(tables.first_sequence()), found.next);
+        let (start, high_watermark) = (tables.start_of(found), found.next);
         if offset < start || offset > high_watermark {
             return Err(Err(ReadError::OutOfRange { start, high_watermark }));
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Effort, Engine, Group, InFlight, Output, Pending, Writing};
+use super::{Effort, Engine, Group, InFlight, Output, Pending, Writing, change};
 use crate::disk::{AlignedBuf, DiskOp, FileId};
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, frame_bytes, header_bytes};
 use crate::format::{BLOCK, u32_at};
@@ -242,6 +242,11 @@ impl Layout<'_> {
             if let PartitionOp::Open(id) = op {
                 self.push(Entry::of(EntryKind::Opened, id.0));
             }
+        }
+        let byte_start = self.byte as u32;
+        self.byte = change::store(&append.partitions, self.payload, self.byte);
+        if self.byte as u32 > byte_start {
+            self.push(Entry { byte_start, byte_count: self.byte as u32 - byte_start, ..Entry::of(EntryKind::Changes, 0) });
         }
         for (entry, base_offset) in append.entries.iter().zip(pending.base_offsets.iter()) {
             let byte_start = self.batches(&entry.batches, *base_offset);

@@ -59,8 +59,11 @@ impl<T> Engine<T> {
         self.grow_segment(&mut tables, end_block);
         for Pending { append, base_offsets, .. } in &group.appends {
             for op in &append.partitions {
-                if let PartitionOp::Open(id) = op {
-                    tables.open(*id);
+                match op {
+                    PartitionOp::Open(id) => tables.open(*id),
+                    PartitionOp::RaiseStart(id, start) => tables.raise_start(*id, *start),
+                    PartitionOp::SetClass(id, class) => tables.set_class(*id, *class),
+                    PartitionOp::Drop(_) => {}
                 }
             }
             for (entry, base_offset) in append.entries.iter().zip(base_offsets.iter()) {

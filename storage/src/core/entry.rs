@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, Group, Life, Output, Pending, Producer, RECORDS_PER_FRAME_MAX, Undo};
+use super::{Engine, Group, Life, Output, Pending, Producer, RECORDS_PER_FRAME_MAX, Undo, change};
 use crate::format::frame::{frame_bytes, header_bytes};
 use crate::format::snapshot::{GAP_BYTES, META_BYTES, PARTITION_BYTES, PRODUCER_BYTES_MAX, REMEMBERED_MAX, Remembered};
 use crate::table::PARTITION_ID_MAX;
@@ -109,7 +109,11 @@ impl<T> Engine<T> {
                     let (bytes, max) = (u64::from(id.0), u64::from(PARTITION_ID_MAX));
                     return Err(AppendError::MetaFull { what: "partition numbers", bytes, max });
                 }
-                PartitionOp::Drop(id) if !self.will_be_open(*id, append) => return Err(AppendError::UnknownPartition(*id)),
+                PartitionOp::Drop(id) | PartitionOp::RaiseStart(id, _) | PartitionOp::SetClass(id, _)
+                    if !self.will_be_open(*id, append) =>
+                {
+                    return Err(AppendError::UnknownPartition(*id));
+                }
                 _ => {}
             }
         }
@@ -399,9 +403,10 @@ fn size_of_append(append: &Append) -> Result<Size, AppendError> {
         payload_bytes += entry.batches.len();
         records = records.saturating_add(entry.record_count);
     }
-    payload_bytes += super::build::meta_ops_bytes(&append.meta);
-    let marks = usize::from(append.mark.is_some()) + usize::from(!append.meta.is_empty());
-    Ok(Size { entries: append.entries.len() + append.partitions.len() + marks, payload_bytes, records })
+    payload_bytes += super::build::meta_ops_bytes(&append.meta) + change::stored_bytes(&append.partitions);
+    let changes = change::count(&append.partitions);
+    let others = usize::from(append.mark.is_some()) + usize::from(!append.meta.is_empty()) + usize::from(changes > 0);
+    Ok(Size { entries: append.entries.len() + append.partitions.len() - changes + others, payload_bytes, records })
 }
 
 /// Walks the batch headers: their lengths must add up to the entry's bytes and their records to its count, or readers would lose

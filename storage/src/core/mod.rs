@@ -10,6 +10,7 @@
 //! producer on each, one copy and one CRC pass over its bytes.
 
 mod build;
+mod change;
 mod commit;
 mod compress;
 mod entry;
@@ -35,6 +36,7 @@ use crate::view::{Position, Slice, View};
 use compress::{Effort, FrameCompressor};
 
 pub(crate) use build::{decode_meta_ops, slice_of};
+pub(crate) use change::{Change, decode_changes};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.

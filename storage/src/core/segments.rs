@@ -57,9 +57,8 @@ impl<T> Engine<T> {
         };
         let mut tables = view.tables_mut();
         tables.trim_all();
-        let first_sequence = tables.first_sequence();
         for (id, partition) in tables.partitions.iter() {
-            add(Item::Partition { id, start: partition.start(first_sequence), next: partition.next });
+            add(Item::Partition { id, class: partition.class, start: tables.start_of(partition), next: partition.next });
         }
         for (&(partition, from), &to) in &tables.gaps {
             add(Item::Gap(Gap { partition, from, to }));

@@ -80,6 +80,8 @@ pub enum EntryKind {
     Opened = 4,
     /// Partition dropped.
     Dropped = 5,
+    /// Starts raised and classes set.
+    Changes = 6,
     /// Part of a snapshot.
     Snapshot = 7,
 }
@@ -159,6 +161,7 @@ impl Entry {
             3 => EntryKind::Meta,
             4 => EntryKind::Opened,
             5 => EntryKind::Dropped,
+            6 => EntryKind::Changes,
             7 => EntryKind::Snapshot,
             _ => return None,
         };

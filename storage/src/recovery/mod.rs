@@ -43,7 +43,7 @@ pub fn recover(
     let mut log = LogReader {
         scanner: Scanner::new(disk, &volume.superblock),
         superblock: volume.superblock,
-        replay: Replay::default(),
+        replay: Replay::new(config.cold.is_some()),
         report: &mut report,
         last_lsn: 0,
         last_crc: 0,

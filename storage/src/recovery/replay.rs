@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::config::LogConfig;
-use crate::core::{Producer, RECORDS_PER_FRAME_MAX, decode_meta_ops};
+use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops};
 use crate::format::frame::{Entry, EntryKind, FrameHeader};
 use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
 use crate::report::{Gap, RecoveryReport};
 use crate::table::{NumberMap, PARTITION_ID_MAX, PartitionMap};
-use crate::types::{MetaOp, PartitionId, ProducerKey, ProducerState};
+use crate::types::{ClassId, MetaOp, PartitionId, ProducerKey, ProducerState};
 use crate::view::{IndexEntry, Partition, Position, SegmentPlace, Tables, View};
 
 const GAPS_LISTED_MAX: usize = 1024;
@@ -20,8 +20,10 @@ const GAPS_LISTED_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Replay {
     partitions: PartitionMap<Partition>,
+    /// Whether records live on in cold segments when they leave the WAL: then only retention raises a start.
+    tiered: bool,
     /// Partitions of the state snapshot, until it is merged.
-    state: PartitionMap<(i64, i64)>,
+    state: PartitionMap<(i64, i64, ClassId)>,
     producers: NumberMap<ProducerKey, Producer>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     gaps: Vec<Gap>,
@@ -33,12 +35,17 @@ pub(super) struct Replay {
 }
 
 impl Replay {
+    /// Nothing read yet.
+    pub(super) fn new(tiered: bool) -> Replay {
+        Replay { tiered, ..Replay::default() }
+    }
+
     /// A record of the oldest segment's snapshot: what lies before is gone.
     pub(super) fn oldest_item(&mut self, item: Item) {
         if let Item::Partition { id, next, .. } = item
             && id.0 < PARTITION_ID_MAX
         {
-            self.partitions.insert(id, Partition { start: next, next, index: Vec::new() });
+            self.partitions.insert(id, Partition { start: next, next, ..Partition::default() });
         }
     }
 
@@ -54,8 +61,8 @@ impl Replay {
 
     pub(super) fn state_item(&mut self, item: Item) {
         match item {
-            Item::Partition { id, start, next } if id.0 < PARTITION_ID_MAX => {
-                self.state.insert(id, (start, next));
+            Item::Partition { id, class, start, next } if id.0 < PARTITION_ID_MAX => {
+                self.state.insert(id, (start, next, class));
             }
             Item::Partition { .. } => {}
             Item::Producer { key, epoch, next_sequence, last_lsn, batches } => {
@@ -74,13 +81,13 @@ impl Replay {
     pub(super) fn state_read(&mut self, is_oldest: bool, report: &mut RecoveryReport) {
         let mut seen = std::mem::take(&mut self.partitions);
         let state = std::mem::take(&mut self.state);
-        for (id, &(start, next)) in state.iter() {
-            let partition = match seen.remove(id) {
-                _ if is_oldest => Partition { start: next, next, index: Vec::new() },
-                None => Partition { start: next, next, index: Vec::new() },
+        for (id, &(start, next, class)) in state.iter() {
+            let partition = match seen.remove(id).filter(|_| !is_oldest) {
+                None => Partition { start: if self.tiered { start } else { next }, next, class, index: Vec::new() },
                 Some(mut partition) => {
                     self.gap(id, partition.next, next, report);
-                    partition.start = partition.start.max(start.min(next));
+                    partition.class = class;
+                    partition.start = if self.tiered { start } else { partition.start.max(start.min(next)) };
                     partition.index.retain(|entry| entry.base_offset < next);
                     partition.next = next;
                     partition
@@ -108,6 +115,11 @@ impl Replay {
                     report.meta_damaged |= ops.is_none();
                     ops.into_iter().flatten().for_each(|op| self.meta_op(op));
                 }
+                EntryKind::Changes if in_state => {
+                    let changes = payload.and_then(|payload| decode_changes(&payload[entry.range()]));
+                    report.meta_damaged |= changes.is_none();
+                    changes.into_iter().flatten().for_each(|change| self.change(change));
+                }
                 _ => self.other(header, entry, in_state),
             }
         }
@@ -118,7 +130,7 @@ impl Replay {
         for entry in entries {
             match entry.kind {
                 EntryKind::Batches => self.batches(entry, None, in_state, report),
-                EntryKind::Meta => report.meta_damaged |= in_state,
+                EntryKind::Meta | EntryKind::Changes => report.meta_damaged |= in_state,
                 _ => self.other(header, entry, in_state),
             }
         }
@@ -140,7 +152,7 @@ impl Replay {
         if self.partitions.get(id).is_none() {
             // Opened in a frame that was lost, or before the oldest segment when its snapshot is damaged.
             let start = if in_state { 0 } else { entry.base_offset };
-            self.partitions.insert(id, Partition { start, next: start, index: Vec::new() });
+            self.partitions.insert(id, Partition { start, next: start, ..Partition::default() });
         }
         let partition = self.partitions.get_mut(id).expect("just made");
         let before = partition.next;
@@ -192,6 +204,21 @@ impl Replay {
         }
     }
 
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Start(id, start) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.start = partition.start.max(start.min(partition.next));
+                }
+            }
+            Change::Class(id, class) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.class = class;
+                }
+            }
+        }
+    }
+
     fn meta_op(&mut self, op: MetaOp) {
         match op {
             MetaOp::Put { key, value } => self.meta.insert(key, value),
@@ -215,7 +242,7 @@ impl Replay {
         report: &mut RecoveryReport,
     ) -> (View, NumberMap<ProducerKey, Producer>, bool) {
         self.move_unknown_ends(report);
-        let mut tables = Tables { segments: segments.collect(), ..Tables::default() };
+        let mut tables = Tables { segments: segments.collect(), tiered: self.tiered, ..Tables::default() };
         for (_, partition) in self.partitions.iter_mut() {
             partition.index.shrink_to_fit();
             tables.index_entries += partition.index.len();

@@ -118,7 +118,7 @@ impl<'a> Scanner<'a> {
             let whole = self.bytes(segment.file, position, header.frame_bytes(), ahead)?;
             let stored = header.verified_payload(whole)?;
             // Of record batches the directory says all that recovery wants to know.
-            if entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Snapshot)) {
+            if entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Changes | EntryKind::Snapshot)) {
                 payload = Some(header.raw_payload(stored)?);
             }
         }

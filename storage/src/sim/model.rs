@@ -83,6 +83,7 @@ impl Model {
             match op {
                 PartitionOp::Open(id) => self.believed.insert(*id),
                 PartitionOp::Drop(id) => self.believed.remove(id),
+                PartitionOp::RaiseStart(..) | PartitionOp::SetClass(..) => true,
             };
         }
         self.pending.push_back(self.attempts.len());
@@ -143,6 +144,7 @@ impl Model {
                 match op {
                     PartitionOp::Open(id) => self.believed.insert(*id),
                     PartitionOp::Drop(id) => self.believed.remove(id),
+                    PartitionOp::RaiseStart(..) | PartitionOp::SetClass(..) => true,
                 };
             }
         }
