@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod cold;
 pub mod config;
 pub mod core;
 pub mod disk;
@@ -18,8 +19,10 @@ pub mod recovery;
 pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod sorter;
 pub mod stats;
 pub mod table;
+mod task;
 pub mod types;
 pub mod view;
 

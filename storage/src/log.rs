@@ -8,13 +8,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::config::LogConfig;
+use crate::config::{ColdConfig, LogConfig};
+use crate::cold::job::{Done, JobError};
 use crate::core::{Engine, Now, Output};
 use crate::disk::{self, Disk, DiskCompletion, DiskProbe, OpenedDisk, Waker};
 use crate::lock::{DirLock, sync_files};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::recover;
 use crate::report::{LogError, OpenError, RecoveryReport};
+use crate::sorter::{Sorter, Tools};
 use crate::stats::LogStats;
 use crate::table::NumberMap;
 use crate::types::*;
@@ -63,6 +65,8 @@ const WORTH_BYTES: usize = 64 << 10;
 struct Queue {
     appends: Vec<Waiting>,
     bytes: usize,
+    /// What came of the sorter's job.
+    job_done: Option<Result<Done, JobError>>,
     stopping: bool,
     closed: bool,
 }
@@ -107,7 +111,7 @@ impl Log {
     /// Opens or makes the volume in `config.dir`, recovers it and starts the log thread.
     pub fn open(config: LogConfig) -> Result<(Log, RecoveryReport), OpenError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let OpenedDisk { mut disk, reader, cold: _, probe } = disk::open(&config.dir, config.backend)?;
+        let OpenedDisk { mut disk, reader, cold, probe } = disk::open(&config.dir, config.backend)?;
         sync_files(&config.dir)?;
         let clock = Clock::new();
         let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];
@@ -124,7 +128,11 @@ impl Log {
             listeners: RwLock::default(),
             probe,
         });
-        let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), _lock: lock };
+        let sorter = match config.cold {
+            Some(cold_config) => Some(start_sorter(&shared, cold, cold_config, report.volume_id)?),
+            None => None,
+        };
+        let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), sorter, _lock: lock };
         let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
@@ -155,6 +163,21 @@ impl Drop for Log {
             tracing::error!(%error, "the log did not shut down cleanly");
         }
     }
+}
+
+fn start_sorter(
+    shared: &Arc<Shared>,
+    open: disk::ColdOpener,
+    config: ColdConfig,
+    log_id: crate::format::Uuid,
+) -> Result<Sorter, OpenError> {
+    let waiting = Arc::clone(shared);
+    let done = Box::new(move |result| {
+        waiting.queue().job_done = Some(result);
+        waiting.wake(true);
+    });
+    let (view, reads) = (Arc::clone(&shared.view), Arc::downgrade(&shared.reads));
+    Sorter::start(Tools { open, view, reads, log_id, config, done })
 }
 
 fn log_report(report: &RecoveryReport) {
@@ -333,6 +356,8 @@ struct Driver {
     shared: Arc<Shared>,
     clock: Clock,
     sinks: Grouped,
+    /// Before the lock: its thread has ended when another may open the directory.
+    sorter: Option<Sorter>,
     _lock: DirLock,
 }
 
@@ -359,7 +384,10 @@ impl Driver {
         let mut completions: Vec<DiskCompletion> = Vec::new();
         let mut out = Output::default();
         while !self.engine.is_closed() || !self.shared.queue().stopping {
-            let stopping = self.take_queue(&mut appends);
+            let (stopping, job_done) = self.take_queue(&mut appends);
+            if let Some(result) = job_done {
+                self.engine.job_done(result);
+            }
             for Waiting { append, ticket } in appends.drain(..) {
                 self.engine.submit(append, ticket, &mut out);
             }
@@ -370,6 +398,9 @@ impl Driver {
             for (id, op) in out.ops.drain(..) {
                 self.disk.submit(id, op);
             }
+            for (job, sorter) in out.jobs.drain(..).zip(&self.sorter) {
+                sorter.submit(job);
+            }
             self.deliver(&mut out);
             self.engine.prepare();
             if !self.engine.is_closed() || !stopping {
@@ -378,11 +409,11 @@ impl Driver {
         }
     }
 
-    fn take_queue(&self, appends: &mut Vec<Waiting>) -> bool {
+    fn take_queue(&self, appends: &mut Vec<Waiting>) -> (bool, Option<Result<Done, JobError>>) {
         let mut queue = self.shared.queue();
         std::mem::swap(&mut queue.appends, appends);
         queue.bytes = 0;
-        queue.stopping
+        (queue.stopping, queue.job_done.take())
     }
 
     fn deliver(&mut self, out: &mut Output<Ticket>) {
@@ -406,7 +437,7 @@ impl Driver {
         // A push before that was seen did not wake: look once more.
         let queue = self.shared.queue();
         let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
-        let wait = if nothing && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
+        let wait = if nothing && queue.job_done.is_none() && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
         drop(queue);
         self.disk.poll(wait, completions);
         self.shared.sleep.store(AWAKE, Ordering::SeqCst);

@@ -184,6 +184,9 @@ pub enum OpenError {
     /// Limits contradict each other.
     #[error("bad limits: {0}")]
     BadConfig(String),
+    /// The list of cold segments cannot be read.
+    #[error(transparent)]
+    Manifest(#[from] crate::cold::manifest::ManifestError),
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),

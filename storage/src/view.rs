@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bytes::Bytes;
 
+use crate::cold::manifest::ManifestEntry;
 use crate::report::Gap;
 use crate::stats::{LogStats, ReadCounters};
 use crate::table::{NumberMap, PartitionMap};
@@ -111,6 +112,15 @@ pub struct SegmentPlace {
     pub end_block: u32,
 }
 
+/// A cold segment that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdPlace {
+    /// Its number.
+    pub number: u32,
+    /// What the manifest says of it.
+    pub entry: ManifestEntry,
+}
+
 /// Partitions, segments and gaps: what one commit changes together.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -124,6 +134,8 @@ pub struct Tables {
     pub gaps: BTreeMap<(PartitionId, i64), i64>,
     /// Whether segments that have left the WAL live on in cold ones: then only retention raises a start.
     pub tiered: bool,
+    /// Cold segments, in order of their frames. Readers take a copy of the pointer.
+    pub cold: Arc<Vec<Arc<ColdPlace>>>,
 }
 
 impl Tables {
@@ -147,6 +159,19 @@ impl Tables {
     /// First offset kept of a partition.
     pub fn start_of(&self, partition: &Partition) -> i64 {
         if self.tiered { partition.start } else { partition.start_without_cold(self.first_sequence()) }
+    }
+
+    /// A cold segment counts from now on.
+    pub fn add_cold(&mut self, place: ColdPlace) {
+        let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
+        let cold = Arc::make_mut(&mut self.cold);
+        let at = cold.partition_point(|other| key(other) < key(&place));
+        cold.insert(at, Arc::new(place));
+    }
+
+    /// It counts no more.
+    pub fn remove_cold(&mut self, number: u32) {
+        Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
     }
 
     /// Raises the first offset kept; never beyond the end, never back.

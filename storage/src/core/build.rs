@@ -57,6 +57,10 @@ impl<T> Engine<T> {
         let slices = std::mem::take(&mut body.slices);
         let built = self.finish(FrameKind::Data, *body);
         self.lsn_data_last = self.lsn_last;
+        let active = self.active.as_mut().expect("it has room");
+        if group.records > 0 {
+            active.first_data_ms.get_or_insert(self.now.wall_ms);
+        }
         let payload = built.payload.clone();
         self.send(built, Writing::Data { group, payload, slices }, out);
     }

@@ -11,6 +11,7 @@
 
 mod build;
 mod change;
+mod cold;
 mod commit;
 mod compress;
 mod entry;
@@ -22,7 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::LogConfig;
+use crate::cold::job::Job;
+use crate::config::{ColdConfig, LogConfig};
 use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::frame::frame_bytes;
@@ -37,6 +39,7 @@ use compress::{Effort, FrameCompressor};
 
 pub(crate) use build::{decode_meta_ops, slice_of};
 pub(crate) use change::{Change, decode_changes};
+pub(crate) use cold::named_segments;
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
@@ -71,6 +74,7 @@ pub struct Limits {
     pub(crate) meta_bytes_max: usize,
     pub(crate) index_entries_max: usize,
     pub(crate) producers_max: usize,
+    pub(crate) cold: Option<ColdConfig>,
 }
 
 impl Limits {
@@ -100,6 +104,7 @@ impl Limits {
             meta_bytes_max: config.meta_bytes_max,
             index_entries_max: config.index_entries_max.max(1024),
             producers_max: config.producers_max.max(1),
+            cold: config.cold.clone(),
         })
     }
 
@@ -123,11 +128,13 @@ pub struct Output<T> {
     pub outcomes: Vec<(T, Outcome)>,
     /// Partitions whose high watermark rose.
     pub risen: Vec<PartitionId>,
+    /// For the sorter: one at a time, each answered by [`Engine::job_done`].
+    pub jobs: Vec<Job>,
 }
 
 impl<T> Default for Output<T> {
     fn default() -> Self {
-        Output { ops: Vec::new(), outcomes: Vec::new(), risen: Vec::new() }
+        Output { ops: Vec::new(), outcomes: Vec::new(), risen: Vec::new(), jobs: Vec::new() }
     }
 }
 
@@ -189,6 +196,8 @@ struct Active {
     /// Where the next frame goes.
     at: u64,
     last_written_ms: u64,
+    /// When its first records came.
+    first_data_ms: Option<u64>,
 }
 
 /// Appends that will share a frame.
@@ -203,6 +212,8 @@ struct Group<T> {
     duplicates: Vec<(T, Outcome)>,
     /// Its bytes, once it is closed.
     body: Option<Box<build::Body>>,
+    /// Whether an append of the log's own is in it.
+    own: bool,
 }
 
 impl<T> Group<T> {
@@ -215,7 +226,8 @@ impl<T> Group<T> {
 #[derive(Debug)]
 struct Pending<T> {
     append: Append,
-    ticket: T,
+    /// `None`: the log's own.
+    ticket: Option<T>,
     base_offsets: BaseOffsets,
     /// What its producer is told.
     told: i64,
@@ -319,6 +331,7 @@ pub struct Engine<T> {
     file_next: u32,
     sequence_next: u64,
     retention_check_at: Duration,
+    cold: Option<cold::Cold>,
 
     // Superblock.
     superblock: Superblock,
@@ -339,6 +352,7 @@ impl<T> Engine<T> {
             let meta = view.meta();
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
+        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
             // Evicted frames come back one by one as new ones are built: more than this would only lie idle.
@@ -379,6 +393,7 @@ impl<T> Engine<T> {
             file_next: opening.next_file,
             sequence_next: opening.next_sequence,
             retention_check_at: Duration::ZERO,
+            cold,
             superblock: opening.superblock,
             superblock_dirty: false,
             superblock_op: None,
@@ -415,9 +430,11 @@ impl<T> Engine<T> {
             self.completed(completion, out);
         }
         if self.failed.is_none() {
+            self.submit_edit();
             self.write_next(out);
             self.make_spare(out);
             self.retain();
+            self.next_job(out);
             self.wind_down();
         }
         self.write_superblock(out);
@@ -438,7 +455,7 @@ impl<T> Engine<T> {
         }
         let idle = self.wants_watermark().then(|| self.last_commit + self.limits.idle_watermark);
         let age = self.limits.retention_age_ms.filter(|_| !self.sealed.is_empty()).map(|_| self.retention_check_at);
-        [idle, age, self.zero_retry_at].into_iter().flatten().min()
+        [idle, age, self.zero_retry_at, self.cold_wake()].into_iter().flatten().min()
     }
 
     /// Refuses what comes from now on; `is_closed` says when all that came before is done with.
@@ -497,6 +514,8 @@ impl<T> Engine<T> {
             self.write_snapshot_part(&part, out);
         } else if !self.groups.is_empty() {
             self.write_group(out);
+        } else if self.wants_early_roll() {
+            self.roll(out);
         } else if self.wants_watermark() && self.watermark_due() {
             self.write_watermark(out);
         }
@@ -523,8 +542,8 @@ impl<T> Engine<T> {
         let reason = self.failed.get_or_insert(reason).clone();
         let refusal = AppendError::LogFailed { reason };
         for group in std::mem::take(&mut self.groups) {
-            for pending in group.appends {
-                out.outcomes.push((pending.ticket, Outcome::Refused(refusal.clone())));
+            for ticket in group.appends.into_iter().filter_map(|pending| pending.ticket) {
+                out.outcomes.push((ticket, Outcome::Refused(refusal.clone())));
             }
             for (ticket, _) in group.duplicates {
                 out.outcomes.push((ticket, Outcome::Refused(refusal.clone())));
@@ -586,7 +605,11 @@ impl<T> Engine<T> {
         stats.index_entries = index_entries;
         stats.meta_bytes = self.meta_bytes as u64;
         stats.tail_cache_bytes = tail_cache_bytes;
-        stats.disk_full = self.zero_retry_at.is_some();
+        (stats.cold_segments, stats.cold_bytes) = {
+            let tables = self.view.tables();
+            (tables.cold.len() as u64, tables.cold.iter().map(|place| place.entry.file_bytes).sum())
+        };
+        stats.disk_full = self.disk_is_full();
         stats.failed.clone_from(&self.failed);
     }
 }

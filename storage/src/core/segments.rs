@@ -14,8 +14,10 @@ impl<T> Engine<T> {
     /// The next frame needs a new segment: header and snapshot first.
     pub(super) fn roll(&mut self, out: &mut Output<T>) {
         assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
-        let Some(file) = self.spares.pop_front() else {
-            if self.zero_retry_at.is_some() && self.leaving.is_empty() {
+        let of_own = if self.groups.front().is_none_or(|group| group.own) { 0 } else { self.spares_of_own() };
+        let spare = if self.disk_is_full() && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
+        let Some(file) = spare else {
+            if self.disk_is_full() && self.leaving.is_empty() {
                 self.refuse_waiting(out);
             }
             return;
@@ -35,7 +37,7 @@ impl<T> Engine<T> {
             durable_lsn: self.lsn_durable,
             opened_ms: self.now.wall_ms,
         };
-        self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms });
+        self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms, first_data_ms: None });
         self.cut_snapshot();
         let first = self.snapshot_parts.pop_front().expect("a snapshot has at least one part");
         self.write_segment_start(&header, &first, out);
@@ -86,12 +88,29 @@ impl<T> Engine<T> {
         self.snapshot_parts = parts.into();
     }
 
+    /// No spare can be made, or no cold segment: appends are refused when what is left is used up.
+    pub(super) fn disk_is_full(&self) -> bool {
+        self.zero_retry_at.is_some() || self.cold.as_ref().is_some_and(|cold| cold.disk_full)
+    }
+
+    /// Spares that appends may not have while the disk is full: the log needs them to note what it has set free.
+    pub(super) fn spares_of_own(&self) -> usize {
+        usize::from(self.cold.is_some())
+    }
+
+    /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
+    fn wal_is_at_its_bound(&self) -> bool {
+        let segments = self.sealed.len() + self.leaving.len() + self.spares.len() + usize::from(self.active.is_some());
+        self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
+    }
+
     /// Keeps enough zero-filled files ready; one at a time.
     pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
         let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
         if self.spares.len() >= self.limits.spare_segments
             || self.zeroing.is_some()
             || retry_later
+            || self.wal_is_at_its_bound()
             || self.life != super::Life::Running
         {
             return;
@@ -128,13 +147,15 @@ impl<T> Engine<T> {
         if self.now.monotonic >= self.retention_check_at {
             self.retention_check_at = self.now.monotonic + super::RETENTION_CHECK;
         }
-        while self.may_recycle() && (self.too_many_bytes() || self.too_old()) {
+        while self.may_recycle() && (self.cold.is_some() || self.too_many_bytes() || self.too_old()) {
             self.recycle_oldest();
         }
     }
 
+    /// With a cold tier: only what is in it.
     fn may_recycle(&self) -> bool {
-        self.sealed.front().is_some_and(|oldest| oldest.sequence < self.snapshot_sequence)
+        let flushed = self.cold.as_ref().map_or(u64::MAX, |cold| cold.flushed);
+        self.sealed.front().is_some_and(|oldest| oldest.sequence < self.snapshot_sequence && oldest.sequence <= flushed)
     }
 
     fn too_many_bytes(&self) -> bool {

@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,17 +30,23 @@ pub(super) struct ColdFiles {
     reading: OpenFiles<Arc<OwnedFd>>,
     writing: Option<(FileId, Arc<OwnedFd>)>,
     limiter: Limiter,
+    stop: Arc<AtomicBool>,
 }
 
 impl ColdFiles {
     /// To be called on the thread that will use it: the ring belongs to one.
-    pub(super) fn open(dir: DataDir, uring: bool, bandwidth_max: Option<u64>) -> ColdFiles {
+    pub(super) fn open(dir: DataDir, uring: bool, bandwidth_max: Option<u64>, stop: Arc<AtomicBool>) -> ColdFiles {
         let ring = uring.then(|| tokio_uring::Runtime::new(&tokio_uring::builder()));
         if let Some(Err(error)) = &ring {
             tracing::warn!(%error, "the sorter gets no io_uring; it uses plain system calls");
         }
         let ring = ring.and_then(Result::ok);
-        ColdFiles { dir, ring, reading: OpenFiles::new(FILES_OPEN_MAX), writing: None, limiter: Limiter::new(bandwidth_max) }
+        ColdFiles { dir, ring, reading: OpenFiles::new(FILES_OPEN_MAX), writing: None, limiter: Limiter::new(bandwidth_max), stop }
+    }
+
+    /// A job that is cut off fails at its next step.
+    fn go_on(&self, verb: DiskVerb, file: FileId) -> Result<(), DiskError> {
+        if self.stop.load(Ordering::Relaxed) { Err(DiskError::Closed { verb, file }) } else { Ok(()) }
     }
 
     fn writing(&mut self, file: FileId) -> Result<Arc<OwnedFd>, DiskError> {
@@ -52,6 +59,7 @@ impl ColdFiles {
 
 impl ColdStore for ColdFiles {
     fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
+        self.go_on(DiskVerb::Read, file)?;
         let fd = self.reading.get(file, || self.dir.open_read(file).map(Arc::new))?;
         let (from, whole) = blocks_around(file, at, bytes)?;
         let mut buf = AlignedBuf::zeroed(whole);
@@ -74,6 +82,7 @@ impl ColdStore for ColdFiles {
     }
 
     fn create(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.go_on(DiskVerb::Create, file)?;
         self.dir.prepare_cold()?;
         self.dir.remove(file)?;
         let (fd, _) = self.dir.open_bulk(file)?;
@@ -82,6 +91,7 @@ impl ColdStore for ColdFiles {
     }
 
     fn write(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError> {
+        self.go_on(DiskVerb::Write, file)?;
         let fd = self.writing(file)?;
         let bytes = data.len();
         let mut target = Target(data);
@@ -205,7 +215,7 @@ mod tests {
     fn round_trip(choice: BackendChoice) {
         let dir = tempfile::tempdir().unwrap();
         let OpenedDisk { cold, .. } = crate::disk::open(dir.path(), choice).unwrap();
-        let mut store = cold(Some(1 << 30));
+        let mut store = cold(Some(1 << 30), Arc::default());
         assert_eq!(store.list().unwrap(), []);
         let (file, bytes) = (FileId::Cold(7), REQUEST_BYTES + 3 * BLOCK_BYTES);
         store.create(file).unwrap();

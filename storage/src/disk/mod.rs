@@ -22,6 +22,7 @@ mod zero;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -414,8 +415,8 @@ pub struct OpenedDisk {
     pub probe: DiskProbe,
 }
 
-/// Makes a cold store that takes at most so many bytes a second.
-pub type ColdOpener = Box<dyn FnOnce(Option<u64>) -> Box<dyn ColdStore> + Send>;
+/// Makes a cold store that takes at most so many bytes a second, and fails everything once the flag says so.
+pub type ColdOpener = Box<dyn FnOnce(Option<u64>, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send>;
 
 /// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
 /// backend that fits. The caller holds the directory's lock.
@@ -427,7 +428,7 @@ pub fn open(root: &Path, choice: BackendChoice) -> Result<OpenedDisk, DiskError>
     let disk: Box<dyn Disk> =
         if uring { Box::new(uring::UringDisk::open(dir.clone())?) } else { Box::new(plain::PlainDisk::open(dir.clone())?) };
     let reader = Arc::new(reader::BackgroundReader::start(dir.clone(), uring)?);
-    let cold: ColdOpener = Box::new(move |bandwidth_max| Box::new(cold::ColdFiles::open(dir, uring, bandwidth_max)));
+    let cold: ColdOpener = Box::new(move |bandwidth_max, stop| Box::new(cold::ColdFiles::open(dir, uring, bandwidth_max, stop)));
     if probe.uring_refused.is_some() {
         tracing::warn!("{probe}: acknowledgements cost some microseconds more without io_uring");
     } else {

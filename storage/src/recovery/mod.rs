@@ -60,7 +60,7 @@ pub fn recover(
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
     report.bytes = scanner.bytes_read;
     let last_lsn = last_lsn.max(volume.superblock.durable_lsn);
-    let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report);
+    let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report)?;
 
     let snapshot_sequence = state.map_or(0, |at| volume.segments[at].header.sequence);
     open_epoch(disk, &mut volume, last_lsn)?;
@@ -156,6 +156,7 @@ impl LogReader<'_> {
         let next = segments.get(at + 1);
         let limit_lsn = next.map(|next| next.header.first_lsn);
         let limit_exact = next.is_some_and(|next| next.exact);
+        self.replay.segment_begins(segment.header.sequence);
         self.join(segment, at == 0, verify && !is_state);
         if is_state {
             let replay = &mut self.replay;

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::config::LogConfig;
-use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops};
+use crate::cold::manifest::{FLUSHED_KEY, Flushed};
+use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops, named_segments};
 use crate::format::frame::{Entry, EntryKind, FrameHeader};
 use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
-use crate::report::{Gap, RecoveryReport};
+use crate::report::{Gap, OpenError, RecoveryReport};
 use crate::table::{NumberMap, PARTITION_ID_MAX, PartitionMap};
 use crate::types::{ClassId, MetaOp, PartitionId, ProducerKey, ProducerState};
 use crate::view::{IndexEntry, Partition, Position, SegmentPlace, Tables, View};
@@ -26,7 +27,10 @@ pub(super) struct Replay {
     state: PartitionMap<(i64, i64, ClassId)>,
     producers: NumberMap<ProducerKey, Producer>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
-    gaps: Vec<Gap>,
+    /// With the segment they were found in; those of a snapshot with the highest there can be.
+    gaps: Vec<(Gap, u64)>,
+    /// The segment that is being read.
+    sequence: u64,
     sequences_lost: bool,
     /// Frames lost without a trace since the state snapshot.
     frames_lost: u64,
@@ -38,6 +42,11 @@ impl Replay {
     /// Nothing read yet.
     pub(super) fn new(tiered: bool) -> Replay {
         Replay { tiered, ..Replay::default() }
+    }
+
+    /// The frames that follow lie in this segment.
+    pub(super) fn segment_begins(&mut self, sequence: u64) {
+        self.sequence = sequence;
     }
 
     /// A record of the oldest segment's snapshot: what lies before is gone.
@@ -72,7 +81,7 @@ impl Replay {
             Item::Meta { key, value } => {
                 self.meta.insert(key, value);
             }
-            Item::Gap(gap) => self.gaps.push(gap),
+            Item::Gap(gap) => self.gaps.push((gap, u64::MAX)),
             Item::SequencesLost => self.sequences_lost = true,
         }
     }
@@ -180,7 +189,7 @@ impl Replay {
             }
             EntryKind::Dropped => {
                 self.partitions.remove(id);
-                self.gaps.retain(|gap| gap.partition != id);
+                self.gaps.retain(|(gap, _)| gap.partition != id);
             }
             EntryKind::Mark if in_state => self.mark(header, entry),
             _ => {}
@@ -230,7 +239,7 @@ impl Replay {
         if from >= to {
             return;
         }
-        self.gaps.push(Gap { partition, from, to });
+        self.gaps.push((Gap { partition, from, to }, self.sequence));
         report.gaps_total += 1;
     }
 
@@ -240,7 +249,7 @@ impl Replay {
         config: &LogConfig,
         segments: impl Iterator<Item = SegmentPlace>,
         report: &mut RecoveryReport,
-    ) -> (View, NumberMap<ProducerKey, Producer>, bool) {
+    ) -> Result<(View, NumberMap<ProducerKey, Producer>, bool), OpenError> {
         self.move_unknown_ends(report);
         let mut tables = Tables { segments: segments.collect(), tiered: self.tiered, ..Tables::default() };
         for (_, partition) in self.partitions.iter_mut() {
@@ -248,7 +257,15 @@ impl Replay {
             tables.index_entries += partition.index.len();
         }
         tables.partitions = self.partitions;
-        self.gaps.into_iter().for_each(|gap| tables.add_gap(gap));
+        for place in named_segments(&self.meta)? {
+            tables.add_cold(*place);
+        }
+        if !self.tiered && !tables.cold.is_empty() {
+            return Err(OpenError::BadConfig("the log has cold segments: open it with a cold tier".to_owned()));
+        }
+        // What is in cold segments is not lost with the WAL they were made from.
+        let flushed = self.meta.get(FLUSHED_KEY).and_then(|value| Flushed::decode(value).ok()).map_or(0, |flushed| flushed.0);
+        self.gaps.into_iter().filter(|(_, sequence)| *sequence > flushed).for_each(|(gap, _)| tables.add_gap(gap));
         tables.trim_all();
         report.gaps =
             tables.gaps.iter().map(|(&(partition, from), &to)| Gap { partition, from, to }).take(GAPS_LISTED_MAX).collect();
@@ -257,7 +274,7 @@ impl Replay {
         let shown = self.producers.iter();
         let shown =
             shown.map(|(key, lane)| (*key, ProducerState { epoch: lane.epoch, next_sequence: lane.next_sequence })).collect();
-        (View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost)
+        Ok((View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost))
     }
 
     fn move_unknown_ends(&mut self, report: &mut RecoveryReport) {
@@ -274,6 +291,6 @@ impl Replay {
             }
         }
         report.gaps_total += gaps.len() as u64;
-        self.gaps.extend(gaps);
+        self.gaps.extend(gaps.into_iter().map(|gap| (gap, u64::MAX)));
     }
 }
