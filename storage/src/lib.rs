@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod cold;
 pub mod config;
 pub mod core;
 pub mod disk;
