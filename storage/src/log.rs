@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::config::{ColdConfig, LogConfig};
 use crate::cold::job::{Done, JobError};
+use crate::config::{ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::{self, Disk, DiskCompletion, DiskProbe, OpenedDisk, Waker};
 use crate::lock::{DirLock, sync_files};

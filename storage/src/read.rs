@@ -536,7 +536,9 @@ pub(crate) fn first_record_from(stored: &[u8], timestamp: i64, start: i64) -> Op
             continue;
         }
         let Ok(mut records) = batch.records(&mut scratch) else { return Some((batch.base_offset(), batch.max_timestamp())) };
-        if let Some(record) = records.find_map(|record| record.ok().filter(|record| record.timestamp >= timestamp && record.offset >= start)) {
+        if let Some(record) =
+            records.find_map(|record| record.ok().filter(|record| record.timestamp >= timestamp && record.offset >= start))
+        {
             return Some((record.offset, record.timestamp));
         }
     }

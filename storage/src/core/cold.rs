@@ -115,7 +115,10 @@ impl<T> Engine<T> {
             (Running::Clean, Done::Cleaned { missing }) => {
                 cold.cleaned = true;
                 for number in missing {
-                    tracing::error!(number, "the file of a cold segment is missing: what it held is lost, unless its disk comes back");
+                    tracing::error!(
+                        number,
+                        "the file of a cold segment is missing: what it held is lost, unless its disk comes back"
+                    );
                 }
             }
             (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
@@ -254,7 +257,8 @@ impl<T> Engine<T> {
     pub(super) fn wants_early_roll(&self) -> bool {
         let Some(cold) = &self.cold else { return false };
         let Some(active) = &self.active else { return false };
-        let old = active.first_data_ms.is_some_and(|first| first.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms);
+        let old =
+            active.first_data_ms.is_some_and(|first| first.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms);
         old && self.groups.is_empty() && self.life == Life::Running && !self.spares.is_empty()
     }
 

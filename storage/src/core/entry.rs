@@ -71,7 +71,8 @@ impl<T> Engine<T> {
             // A snapshot part must hold it, with its own overhead.
             return Err(AppendError::TooLarge { bytes: op_bytes as u64, max: max as u64 / 2 });
         }
-        let key = |op: &MetaOp| matches!(op, MetaOp::Put { key, .. } | MetaOp::Delete { key } if key.first() == Some(&RESERVED_KEY));
+        let key =
+            |op: &MetaOp| matches!(op, MetaOp::Put { key, .. } | MetaOp::Delete { key } if key.first() == Some(&RESERVED_KEY));
         if append.meta.iter().any(key) {
             return Err(AppendError::ReservedKey);
         }

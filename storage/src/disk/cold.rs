@@ -41,7 +41,14 @@ impl ColdFiles {
             tracing::warn!(%error, "the sorter gets no io_uring; it uses plain system calls");
         }
         let ring = ring.and_then(Result::ok);
-        ColdFiles { dir, ring, reading: OpenFiles::new(FILES_OPEN_MAX), writing: None, limiter: Limiter::new(bandwidth_max), stop }
+        ColdFiles {
+            dir,
+            ring,
+            reading: OpenFiles::new(FILES_OPEN_MAX),
+            writing: None,
+            limiter: Limiter::new(bandwidth_max),
+            stop,
+        }
     }
 
     /// A job that is cut off fails at its next step.

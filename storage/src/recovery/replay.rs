@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::config::LogConfig;
 use crate::cold::manifest::{FLUSHED_KEY, Flushed};
+use crate::config::LogConfig;
 use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops, named_segments};
 use crate::format::frame::{Entry, EntryKind, FrameHeader};
 use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
