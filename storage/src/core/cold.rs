@@ -149,7 +149,7 @@ impl<T> Engine<T> {
 
     /// Puts the next append of an edit into the log, as soon as one can go.
     pub(super) fn submit_edit(&mut self) {
-        if self.life != Life::Running {
+        if !self.is_at_work() {
             return;
         }
         let Some(edit) = self.cold.as_mut().and_then(|cold| cold.edit.as_mut()) else { return };
@@ -203,9 +203,9 @@ impl<T> Engine<T> {
 
     /// Hands out the next job, if there is one to do.
     pub(super) fn next_job(&mut self, out: &mut Output<T>) {
-        let now = self.now.monotonic;
+        let (now, at_work) = (self.now.monotonic, self.is_at_work());
         let Some(cold) = &mut self.cold else { return };
-        if !cold.is_idle() || self.life != Life::Running || cold.retry_at.is_some_and(|at| now < at) {
+        if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) {
             return;
         }
         let (running, job) = if !cold.cleaned {
@@ -221,6 +221,11 @@ impl<T> Engine<T> {
         };
         self.cold.as_mut().expect("looked at before").running = Some(running);
         out.jobs.push(job);
+    }
+
+    /// While stopping only what somebody waits for is done.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.life == Life::Running || (self.life == Life::Draining && !self.groups.is_empty())
     }
 
     /// Full segments are sorted when there are enough of them, when they are old, or when the log is short of segments.
@@ -296,4 +301,27 @@ pub(crate) fn named_segments(
         }
     }
     Ok(places)
+}
+
+impl<T> Engine<T> {
+    pub fn debug_state(&self) -> String {
+        format!(
+            "life {:?} groups {} own {:?} spares {} sealed {:?} leaving {} active {:?} inflight {} snap {} zero_retry {:?} zeroing {:?} cold {:?} sb_dirty {} sbop {} now {:?}",
+            self.life,
+            self.groups.len(),
+            self.groups.front().map(|g| g.own),
+            self.spares.len(),
+            self.sealed.iter().map(|s| s.sequence).collect::<Vec<_>>(),
+            self.leaving.len(),
+            self.active,
+            self.in_flight.is_some(),
+            self.snapshot_sequence,
+            self.zero_retry_at,
+            self.zeroing,
+            self.cold,
+            self.superblock_dirty,
+            self.superblock_op.is_some(),
+            self.now
+        )
+    }
 }

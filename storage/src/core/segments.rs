@@ -14,8 +14,10 @@ impl<T> Engine<T> {
     /// The next frame needs a new segment: header and snapshot first.
     pub(super) fn roll(&mut self, out: &mut Output<T>) {
         assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
-        let of_own = if self.groups.front().is_none_or(|group| group.own) { 0 } else { self.spares_of_own() };
-        let spare = if self.disk_is_full() && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
+        let own_waits = self.groups.is_empty() || self.groups.iter().any(|group| group.own);
+        let of_own = if own_waits { 0 } else { self.spares_of_own() };
+        let short = self.disk_is_full() || self.wal_is_at_its_bound();
+        let spare = if short && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
         let Some(file) = spare else {
             if self.disk_is_full() && self.leaving.is_empty() {
                 self.refuse_waiting(out);
@@ -110,8 +112,8 @@ impl<T> Engine<T> {
         if self.spares.len() >= self.limits.spare_segments
             || self.zeroing.is_some()
             || retry_later
-            || self.wal_is_at_its_bound()
-            || self.life != super::Life::Running
+            || (self.wal_is_at_its_bound() && self.spares.len() >= self.spares_of_own())
+            || !self.is_at_work()
         {
             return;
         }
