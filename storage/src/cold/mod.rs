@@ -3,12 +3,14 @@
 //! The sorter turns WAL segments into a stream of [`ColdEntry`]s in (partition, offset) order and pushes them into a
 //! [`SegmentWriter`], which hands out the pieces of the file as they fill. A reader keeps a segment's [`ColdIndex`], asks it for
 //! the block that may hold an offset, fetches those bytes and gets the batches out of [`decode_block`] without a copy. What
-//! segments there are stands in the log's metadata ([`manifest`]). [`merge`] makes one segment out of several.
+//! segments there are stands in the log's metadata ([`manifest`]). [`merge`] makes one segment out of several, and
+//! [`compact`] takes out what a newer record with the same key replaces.
 //!
 //! Cost of a stored record batch: one copy into its block, one pass of zstd and CRC over the block; 40 bytes of index a
 //! block, 48 bytes a partition. Nothing here does I/O, keeps time or starts a thread.
 
 mod block;
+pub mod compact;
 mod header;
 mod index;
 pub mod manifest;
