@@ -212,29 +212,42 @@ pub fn decode_block(number: u32, block: u32, stored: Bytes) -> Result<Block, Col
     Ok(Block { raw })
 }
 
-/// Bytes of the run at the front, its head included.
+/// Bytes of the run at the front, its head included; `None` where no writer would have made it so.
 fn run_bytes(raw: &[u8]) -> Option<usize> {
-    (raw.len() >= RUN_HEAD_BYTES).then(|| RUN_HEAD_BYTES + u32_at(raw, 4) as usize)
+    if raw.len() < RUN_HEAD_BYTES || u32_at(raw, 4) == 0 || i64_at(raw, 8) >= i64_at(raw, 16) {
+        return None;
+    }
+    Some(RUN_HEAD_BYTES + u32_at(raw, 4) as usize)
 }
 
 impl Block {
     /// Its runs, in (partition, offset) order; the batches are slices of the block's memory.
-    pub fn runs(&self) -> impl Iterator<Item = ColdEntry> + use<> {
-        let mut rest = self.raw.clone();
-        std::iter::from_fn(move || {
-            let run = rest.split_to(run_bytes(&rest)?);
-            Some(ColdEntry {
-                partition: PartitionId(u32_at(&run, 0)),
-                base_offset: i64_at(&run, 8),
-                next_offset: i64_at(&run, 16),
-                max_timestamp: i64_at(&run, 24),
-                batches: run.slice(RUN_HEAD_BYTES..),
-            })
-        })
+    pub fn runs(&self) -> Runs {
+        Runs { rest: self.raw.clone() }
     }
 
     /// Bytes of memory it holds.
     pub fn memory_bytes(&self) -> usize {
         self.raw.len()
+    }
+}
+
+/// The runs of a block.
+#[derive(Clone, Debug, Default)]
+pub struct Runs {
+    rest: Bytes,
+}
+
+impl Iterator for Runs {
+    type Item = ColdEntry;
+    fn next(&mut self) -> Option<ColdEntry> {
+        let run = self.rest.split_to(run_bytes(&self.rest)?);
+        Some(ColdEntry {
+            partition: PartitionId(u32_at(&run, 0)),
+            base_offset: i64_at(&run, 8),
+            next_offset: i64_at(&run, 16),
+            max_timestamp: i64_at(&run, 24),
+            batches: run.slice(RUN_HEAD_BYTES..),
+        })
     }
 }

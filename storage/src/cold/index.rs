@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::block::{Packer, unpack};
-use super::{ColdError, Footer, Part};
+use super::{ColdError, Footer, Part, crc_with_number};
 use crate::format::{BLOCK, i64_at, put, u32_at, u64_at};
 use crate::types::PartitionId;
 
@@ -81,7 +81,7 @@ pub struct ColdIndex {
     pages: Box<[PagePlace]>,
 }
 
-pub(super) fn encode_index(blocks: &[BlockPlace], pages: &[PagePlace], packer: &mut Packer) -> Vec<u8> {
+pub(super) fn encode_index(number: u32, blocks: &[BlockPlace], pages: &[PagePlace], packer: &mut Packer) -> Vec<u8> {
     let mut raw = vec![0; raw_bytes(blocks.len(), pages.len())];
     assert!(raw.len() <= RAW_BYTES_MAX, "a segment has so many blocks at most");
     let (block_bytes, page_bytes) = raw.split_at_mut(blocks.len() * BLOCK_ENTRY_BYTES);
@@ -99,7 +99,7 @@ pub(super) fn encode_index(blocks: &[BlockPlace], pages: &[PagePlace], packer: &
     put(&mut index, 8, &(stored.len() as u32).to_le_bytes());
     put(&mut index, 12, &flags.to_le_bytes());
     index.extend_from_slice(stored);
-    let crc = crc32c::crc32c(&index[8..]);
+    let crc = crc_with_number(number, &index[8..]);
     put(&mut index, 4, &crc.to_le_bytes());
     index
 }
@@ -121,7 +121,7 @@ impl ColdIndex {
         if stored.len() < HEAD_BYTES || &stored[..4] != MAGIC {
             return Err(damaged("there is no index"));
         }
-        if u32_at(stored, 4) != crc32c::crc32c(&stored[8..]) {
+        if u32_at(stored, 4) != crc_with_number(number, &stored[8..]) {
             return Err(damaged("its CRC does not match"));
         }
         let block_bytes = footer.blocks as usize * BLOCK_ENTRY_BYTES;

@@ -3,16 +3,19 @@
 //! The sorter turns WAL segments into a stream of [`ColdEntry`]s in (partition, offset) order and pushes them into a
 //! [`SegmentWriter`], which hands out the pieces of the file as they fill. A reader keeps a segment's [`ColdIndex`], asks it for
 //! the block that may hold an offset, fetches those bytes and gets the batches out of [`decode_block`] without a copy. What
-//! segments there are stands in the log's metadata ([`manifest`]).
+//! segments there are stands in the log's metadata ([`manifest`]). [`merge`] makes one segment out of several, and
+//! [`compact`] takes out what a newer record with the same key replaces.
 //!
 //! Cost of a stored record batch: one copy into its block, one pass of zstd and CRC over the block; 40 bytes of index a
 //! block, 48 bytes a partition. Nothing here does I/O, keeps time or starts a thread.
 
 mod block;
+pub mod compact;
 mod header;
 mod index;
 pub mod job;
 pub mod manifest;
+pub mod merge;
 mod pages;
 pub(crate) mod read;
 pub mod wal;
@@ -27,7 +30,7 @@ use bytes::Bytes;
 
 use crate::types::PartitionId;
 
-pub use block::{BLOCK_RAW_BYTES, Block, decode_block};
+pub use block::{BLOCK_RAW_BYTES, Block, Runs, decode_block};
 pub use header::{Footer, SegmentHead};
 pub use index::{BlockPlace, ColdIndex, PagePlace};
 pub use pages::{PartitionSpan, decode_page};
@@ -46,6 +49,16 @@ pub struct ColdEntry {
     pub max_timestamp: i64,
     /// The batches, base offsets set.
     pub batches: Bytes,
+}
+
+/// CRC of a page or an index: over what lies behind it, and the segment's number, so that another segment's does not pass.
+fn crc_with_number(number: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
+}
+
+/// Highest timestamp that the batches name, ms.
+fn timestamp_of_batches(bytes: &[u8]) -> Option<i64> {
+    crate::batches::split(bytes).map_while(|span| crate::batches::max_timestamp(&bytes[span?.at..])).max()
 }
 
 /// A part of a cold segment's file, as an error names it.

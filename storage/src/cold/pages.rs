@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::block::{FLAG_ZSTD, Packer, unpack};
-use super::{ColdError, PagePlace, Part};
+use super::{ColdError, PagePlace, Part, crc_with_number};
 use crate::format::{i64_at, put, u16_at, u32_at, u64_at};
 use crate::types::PartitionId;
 
@@ -54,7 +54,7 @@ impl PartitionSpan {
 }
 
 /// One page, head included.
-pub(super) fn encode_page(spans: &[PartitionSpan], packer: &mut Packer) -> Vec<u8> {
+pub(super) fn encode_page(number: u32, spans: &[PartitionSpan], packer: &mut Packer) -> Vec<u8> {
     assert!((1..=PAGE_SPANS).contains(&spans.len()), "a page has room for so many");
     let mut raw = vec![0; spans.len() * SPAN_BYTES];
     for (span, out) in spans.iter().zip(raw.chunks_exact_mut(SPAN_BYTES)) {
@@ -67,7 +67,7 @@ pub(super) fn encode_page(spans: &[PartitionSpan], packer: &mut Packer) -> Vec<u
     put(&mut page, 12, &(spans.len() as u16).to_le_bytes());
     put(&mut page, 14, &(flags as u16).to_le_bytes());
     page.extend_from_slice(stored);
-    let crc = crc32c::crc32c(&page[8..]);
+    let crc = crc_with_number(number, &page[8..]);
     put(&mut page, 4, &crc.to_le_bytes());
     page
 }
@@ -78,7 +78,7 @@ pub fn decode_page(number: u32, place: &PagePlace, stored: Bytes) -> Result<Vec<
     if stored.len() < HEAD_BYTES || &stored[..4] != MAGIC {
         return Err(damaged("there is no page"));
     }
-    if u32_at(&stored, 4) != crc32c::crc32c(&stored[8..]) {
+    if u32_at(&stored, 4) != crc_with_number(number, &stored[8..]) {
         return Err(damaged("its CRC does not match"));
     }
     let spans = usize::from(u16_at(&stored, 12));

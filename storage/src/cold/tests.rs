@@ -33,7 +33,7 @@ fn body(bytes: usize, seed: u64, compressible: bool) -> Vec<u8> {
     (0..bytes).map(|_| random.u8(..)).collect()
 }
 
-fn head() -> SegmentHead {
+pub(super) fn head() -> SegmentHead {
     SegmentHead {
         log_id: LOG,
         number: NUMBER,
@@ -48,21 +48,21 @@ fn head() -> SegmentHead {
 
 /// One entry of a partition: batches of so many records and bytes each.
 #[derive(Clone, Debug)]
-struct Plan {
-    partition_step: u32,
-    hole: u8,
-    batches: Vec<(u32, usize)>,
-    compressible: bool,
+pub(super) struct Plan {
+    pub(super) partition_step: u32,
+    pub(super) hole: u8,
+    pub(super) batches: Vec<(u32, usize)>,
+    pub(super) compressible: bool,
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
+pub(super) fn plan() -> impl Strategy<Value = Plan> {
     let bytes = prop_oneof![6 => 0..300_usize, 2 => 5_000..30_000_usize, 1 => 60_000..150_000_usize];
     let batches = proptest::collection::vec((prop_oneof![Just(1_u32), 1..100_u32], bytes), 1..12);
     (prop_oneof![3 => Just(0_u32), 3 => Just(1_u32), 1 => 2..50_u32], 0..4_u8, batches, any::<bool>())
         .prop_map(|(partition_step, hole, batches, compressible)| Plan { partition_step, hole, batches, compressible })
 }
 
-fn entries(plans: &[Plan]) -> Vec<ColdEntry> {
+pub(super) fn entries(plans: &[Plan]) -> Vec<ColdEntry> {
     let (mut partition, mut offset, mut seed) = (0, 0, 0);
     plans
         .iter()
@@ -89,7 +89,7 @@ fn entries(plans: &[Plan]) -> Vec<ColdEntry> {
 }
 
 /// The whole file, put together from its pieces.
-fn write(head: SegmentHead, entries: &[ColdEntry]) -> (Vec<u8>, ColdSummary) {
+pub(super) fn write(head: SegmentHead, entries: &[ColdEntry]) -> (Vec<u8>, ColdSummary) {
     let mut writer = SegmentWriter::new(head);
     let mut file = Vec::new();
     let mut place = |(at, piece): (u64, crate::disk::AlignedBuf)| {
@@ -115,7 +115,7 @@ fn part(file: &[u8], at: u64, bytes: u64, part: Part) -> Result<Bytes, ColdError
     file.get(range).map(Bytes::copy_from_slice).ok_or(ColdError::Damaged { number: NUMBER, part, reason: "cut" })
 }
 
-fn open(file: &[u8]) -> Result<(SegmentHead, Footer, ColdIndex), ColdError> {
+pub(super) fn open(file: &[u8]) -> Result<(SegmentHead, Footer, ColdIndex), ColdError> {
     let head = SegmentHead::decode(NUMBER, &LOG, &part(file, 0, BLOCK as u64, Part::Header)?)?;
     let at = ColdIndex::footer_at(file.len() as u64);
     let footer = Footer::decode(NUMBER, file.len() as u64, &part(file, at, BLOCK as u64, Part::Footer)?)?;
@@ -132,9 +132,9 @@ fn page_of(file: &[u8], place: &PagePlace) -> Result<Vec<PartitionSpan>, ColdErr
     decode_page(NUMBER, place, part(file, place.at, place.bytes.into(), Part::Page(place.page))?)
 }
 
-type Content = (SegmentHead, Footer, Vec<PartitionSpan>, Vec<ColdEntry>);
+pub(super) type Content = (SegmentHead, Footer, Vec<PartitionSpan>, Vec<ColdEntry>);
 
-fn read(file: &[u8]) -> Result<Content, ColdError> {
+pub(super) fn read(file: &[u8]) -> Result<Content, ColdError> {
     let (head, footer, index) = open(file)?;
     let (mut spans, mut runs) = (Vec::new(), Vec::new());
     for place in index.pages() {
@@ -147,7 +147,7 @@ fn read(file: &[u8]) -> Result<Content, ColdError> {
 }
 
 /// Entries taken apart: one a batch.
-fn flat(entries: &[ColdEntry]) -> Vec<(PartitionId, i64, Bytes)> {
+pub(super) fn flat(entries: &[ColdEntry]) -> Vec<(PartitionId, i64, Bytes)> {
     let mut flat = Vec::new();
     for entry in entries {
         for span in crate::batches::split(&entry.batches) {
@@ -264,7 +264,7 @@ proptest! {
             let mut sealed = bytes.to_vec();
             if sealed.len() >= 8 {
                 sealed[..4].copy_from_slice(magic);
-                let crc = crc32c::crc32c(&sealed[8..]);
+                let crc = if magic == b"WCB1" { crc32c::crc32c(&sealed[8..]) } else { crc_with_number(NUMBER, &sealed[8..]) };
                 sealed[4..8].copy_from_slice(&crc.to_le_bytes());
             }
             prop_assert!(decode_block(NUMBER, 0, Bytes::from(sealed.clone())).is_err());
@@ -319,7 +319,9 @@ fn a_file_cut_short_or_grown_is_seen() {
 fn a_block_of_another_place_or_file_is_not_taken() {
     let entries = entries(&[Plan { partition_step: 1, hole: 0, batches: vec![(1, 60_000); 3], compressible: false }]);
     let (file, _) = write(head(), &entries);
-    let (_, _, index) = open(&file).unwrap();
+    let (_, footer, index) = open(&file).unwrap();
+    let stored_index = part(&file, footer.index_at, footer.index_bytes, Part::Index).unwrap();
+    assert!(ColdIndex::decode(&Footer { number: 18, ..footer }, &stored_index).is_err());
     let bytes = |n: usize| part(&file, index.block(n).at, index.block(n).bytes.into(), Part::Block(0)).unwrap();
     assert!(decode_block(NUMBER, 1, bytes(1)).is_ok());
     assert!(matches!(decode_block(NUMBER, 0, bytes(1)), Err(ColdError::Damaged { part: Part::Block(0), .. })));

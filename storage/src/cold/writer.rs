@@ -146,13 +146,13 @@ impl SegmentWriter {
         self.index_frames();
         let mut pages = Vec::with_capacity(self.spans.len().div_ceil(PAGE_SPANS));
         for (page, spans) in (0..).zip(self.spans.chunks(PAGE_SPANS)) {
-            let bytes = encode_page(spans, &mut self.packer);
+            let bytes = encode_page(self.head.number, spans, &mut self.packer);
             let place = PagePlace { at: self.out.at(), bytes: bytes.len() as u32, partition: spans[0].partition, page };
             pages.push(place);
             self.out.write(&bytes);
         }
         let index_at = self.out.at();
-        let index = encode_index(&self.blocks, &pages, &mut self.packer);
+        let index = encode_index(self.head.number, &self.blocks, &pages, &mut self.packer);
         self.out.write(&index);
         self.out.pad();
         let (min_timestamp, max_timestamp) = self.timestamps.unwrap_or_default();
