@@ -57,8 +57,40 @@ pub struct ColdConfig {
     pub merge_fan_in: usize,
     /// Records of a cold segment, before compression, from which it is not merged any more.
     pub merged_bytes: u64,
+    /// Memory for the keys of one partition while it is compacted.
+    pub key_map_bytes_max: usize,
     /// Reads and writes of sorting and merging together, bytes a second; `None`: as fast as they go.
     pub bandwidth_bytes_max: Option<u64>,
+}
+
+/// How the partitions of a class are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassPolicy {
+    /// Age of the newest record of a cold segment from which it goes; `None`: no limit.
+    pub retention_ms: Option<u64>,
+    /// Bytes of record batches of all its partitions together, in cold segments; `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    /// Keep the last record of each key.
+    pub compact: bool,
+    /// Whether `retention_ms` and `retention_bytes` count; only a compacted class may be without.
+    pub delete: bool,
+    /// How long a tombstone of a compacted class can be read.
+    pub delete_retention_ms: u64,
+    /// While the disk is full its oldest segments go.
+    pub drop_oldest: bool,
+}
+
+impl Default for ClassPolicy {
+    fn default() -> ClassPolicy {
+        ClassPolicy {
+            retention_ms: None,
+            retention_bytes: None,
+            compact: false,
+            delete: true,
+            delete_retention_ms: 24 * 3600 * 1000,
+            drop_oldest: false,
+        }
+    }
 }
 
 impl Default for ColdConfig {
@@ -70,6 +102,7 @@ impl Default for ColdConfig {
             wal_bytes_max: 2 << 30,
             merge_fan_in: 8,
             merged_bytes: 256 << 20,
+            key_map_bytes_max: 16 << 20,
             bandwidth_bytes_max: None,
         }
     }

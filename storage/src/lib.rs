@@ -26,7 +26,7 @@ mod task;
 pub mod types;
 pub mod view;
 
-pub use config::LogConfig;
+pub use config::{ClassPolicy, ColdConfig, LogConfig};
 pub use disk::BackendChoice;
 pub use disk::DiskProbe;
 pub use format::snapshot::REMEMBERED_MAX;

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cold::job::{Done, JobError};
-use crate::config::{ColdConfig, LogConfig};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::{self, Disk, DiskCompletion, DiskProbe, OpenedDisk, Waker};
 use crate::lock::{DirLock, sync_files};
@@ -65,6 +65,8 @@ const WORTH_BYTES: usize = 64 << 10;
 struct Queue {
     appends: Vec<Waiting>,
     bytes: usize,
+    /// Classes that are kept by other rules from now on.
+    policies: Vec<(ClassId, ClassPolicy)>,
     /// What came of the sorter's job.
     job_done: Option<Result<Done, JobError>>,
     stopping: bool,
@@ -281,6 +283,13 @@ impl LogHandle {
         from.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
+    /// From now on the partitions of a class are kept by these rules. Not stored: to be said again after each start, before that
+    /// nothing of the class goes.
+    pub fn set_class_policy(&self, class: ClassId, policy: ClassPolicy) {
+        self.shared.queue().policies.push((class, policy));
+        self.shared.wake(true);
+    }
+
     /// Calls `listener` from the log thread after each commit, with the partitions that grew.
     pub fn on_commit(&self, listener: CommitListener) {
         self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
@@ -384,7 +393,10 @@ impl Driver {
         let mut completions: Vec<DiskCompletion> = Vec::new();
         let mut out = Output::default();
         while !self.engine.is_closed() || !self.shared.queue().stopping {
-            let (stopping, job_done) = self.take_queue(&mut appends);
+            let (stopping, job_done, policies) = self.take_queue(&mut appends);
+            for (class, policy) in policies {
+                self.engine.set_policy(class, policy);
+            }
             if let Some(result) = job_done {
                 self.engine.job_done(result);
             }
@@ -409,11 +421,11 @@ impl Driver {
         }
     }
 
-    fn take_queue(&self, appends: &mut Vec<Waiting>) -> (bool, Option<Result<Done, JobError>>) {
+    fn take_queue(&self, appends: &mut Vec<Waiting>) -> Orders {
         let mut queue = self.shared.queue();
         std::mem::swap(&mut queue.appends, appends);
         queue.bytes = 0;
-        (queue.stopping, queue.job_done.take())
+        (queue.stopping, queue.job_done.take(), std::mem::take(&mut queue.policies))
     }
 
     fn deliver(&mut self, out: &mut Output<Ticket>) {
@@ -437,12 +449,19 @@ impl Driver {
         // A push before that was seen did not wake: look once more.
         let queue = self.shared.queue();
         let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
-        let wait = if nothing && queue.job_done.is_none() && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
+        let wait = if nothing && queue.job_done.is_none() && queue.policies.is_empty() && !queue.stopping {
+            wake_in
+        } else {
+            Some(Duration::ZERO)
+        };
         drop(queue);
         self.disk.poll(wait, completions);
         self.shared.sleep.store(AWAKE, Ordering::SeqCst);
     }
 }
+
+/// Whether to stop, what came of a job, new policies.
+type Orders = (bool, Option<Result<Done, JobError>>, Vec<(ClassId, ClassPolicy)>);
 
 /// A sink and what it gets.
 type SinkGroup = (Option<Sink>, Vec<(u64, Outcome)>);

@@ -6,14 +6,16 @@
 //! Sorting reads each WAL byte once and writes each record once, compressed. Memory: the records of one cold segment, which is
 //! what bounds its size.
 
+use std::collections::BTreeMap;
+
 use super::manifest::ManifestEntry;
 use super::wal::{WalFrame, WalScan, WalSegment};
-use super::{ColdEntry, SegmentHead, SegmentWriter};
+use super::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
 use crate::disk::{ColdStore, DiskError, FileId};
-use crate::format::Uuid;
 use crate::format::frame::EntryKind;
+use crate::format::{BLOCK, Uuid};
 use crate::types::{ClassId, PartitionId};
-use crate::view::View;
+use crate::view::{ColdPlace, View};
 
 /// What the engine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +32,38 @@ pub enum Job {
         /// Number of the first cold segment to make.
         number: u32,
     },
+    /// Make one cold segment of several that follow one another and share a class.
+    Merge {
+        /// In order of their frames.
+        inputs: Vec<ColdPlace>,
+        /// Number of the segment to make.
+        number: u32,
+        /// Keep only the last value of each key; the inputs are then all that the class has.
+        compact: Option<Compact>,
+    },
+    /// Say where the partitions of a cold segment end in it.
+    Spans {
+        /// Which.
+        place: ColdPlace,
+    },
     /// Remove the files of cold segments that are out of the manifest.
     Remove {
         /// Their numbers.
         numbers: Vec<u32>,
     },
+}
+
+/// How a class is compacted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compact {
+    /// How long a tombstone can be read.
+    pub delete_retention_ms: u64,
+    /// Batches whose newest record is older go as well.
+    pub retention_ms: Option<u64>,
+    /// Memory for the keys of one partition.
+    pub key_map_bytes_max: usize,
+    /// Up to where partitions are compacted, where the last time the map was too small.
+    pub clean_to: BTreeMap<PartitionId, i64>,
 }
 
 /// What came of it.
@@ -54,6 +83,22 @@ pub enum Done {
         /// Bytes read.
         read_bytes: u64,
     },
+    /// One segment in the place of several; none where nothing of them is left.
+    Merged {
+        /// With its number.
+        segment: Option<(u32, ManifestEntry)>,
+        /// Bytes read.
+        read_bytes: u64,
+        /// Partitions that want another pass, and from where.
+        clean_to: BTreeMap<PartitionId, i64>,
+        /// Records left out by compaction.
+        records_removed: u64,
+    },
+    /// One past the last offset of each partition of the segment; empty where that cannot be read any more.
+    Spans {
+        /// In order.
+        ends: Vec<(PartitionId, i64)>,
+    },
     /// The files are gone.
     Removed,
 }
@@ -64,6 +109,21 @@ pub enum JobError {
     /// The disk said no.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A cold segment is damaged: it stays as it is, for nothing may be made of it.
+    #[error(transparent)]
+    Cold(#[from] ColdError),
+    /// Two cold segments hold the same offsets.
+    #[error("{0}")]
+    Overlap(String),
+    /// A partition has records in between that are in a segment of another class: merged, its offsets would no longer rise from
+    /// segment to segment.
+    #[error("cold segments {before} and {after} have a partition whose records in between are elsewhere")]
+    Apart {
+        /// Number of the segment before the hole.
+        before: u32,
+        /// And behind it.
+        after: u32,
+    },
 }
 
 impl JobError {
@@ -71,6 +131,7 @@ impl JobError {
     pub fn is_full(&self) -> bool {
         match self {
             JobError::Disk(error) => error.is_full(),
+            JobError::Cold(_) | JobError::Overlap(_) | JobError::Apart { .. } => false,
         }
     }
 }
@@ -95,6 +156,8 @@ impl Workshop<'_> {
         match job {
             Job::Clean { named } => self.clean(named),
             Job::Sort { segments, number } => self.sort(segments, *number),
+            Job::Merge { inputs, number, compact } => super::rewrite::merge(self, inputs, *number, compact.as_ref()),
+            Job::Spans { place } => self.spans(place),
             Job::Remove { numbers } => {
                 for number in numbers {
                     self.store.remove(FileId::Cold(*number))?;
@@ -113,6 +176,30 @@ impl Workshop<'_> {
             }
         }
         Ok(Done::Cleaned { missing: named.iter().copied().filter(|number| !found.contains(number)).collect() })
+    }
+
+    fn spans(&mut self, place: &ColdPlace) -> Result<Done, JobError> {
+        let ends = match self.read_spans(place) {
+            Ok(ends) => ends,
+            // Whoever reads there meets a gap; that must not keep the rest of the disk from being freed.
+            Err(JobError::Cold(error)) => {
+                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
+                Vec::new()
+            }
+            Err(JobError::Disk(error @ (DiskError::Io { .. } | DiskError::Missing { .. } | DiskError::Short { .. }))) => {
+                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Done::Spans { ends })
+    }
+
+    fn read_spans(&mut self, place: &ColdPlace) -> Result<Vec<(PartitionId, i64)>, JobError> {
+        let index = open_index(self.store, place)?;
+        let mut ends = Vec::with_capacity(place.entry.partitions as usize);
+        each_span(self.store, place, &index, |span| ends.push((span.partition, span.next_offset)))?;
+        Ok(ends)
     }
 
     fn sort(&mut self, segments: &[WalSegment], number: u32) -> Result<Done, JobError> {
@@ -178,6 +265,29 @@ impl Workshop<'_> {
     }
 }
 
+/// Reads all partition pages of a segment.
+pub(super) fn each_span(
+    store: &mut dyn ColdStore,
+    place: &ColdPlace,
+    index: &ColdIndex,
+    mut each: impl FnMut(&PartitionSpan),
+) -> Result<(), JobError> {
+    for page in index.pages() {
+        let stored = store.read(FileId::Cold(place.number), page.at, page.bytes as usize)?;
+        decode_page(place.number, page, stored)?.iter().for_each(&mut each);
+    }
+    Ok(())
+}
+
+/// What the footer of a segment leads to.
+pub(super) fn open_index(store: &mut dyn ColdStore, place: &ColdPlace) -> Result<ColdIndex, JobError> {
+    let (file, bytes) = (FileId::Cold(place.number), place.entry.file_bytes);
+    let footer = store.read(file, ColdIndex::footer_at(bytes), BLOCK)?;
+    let footer = Footer::decode(place.number, bytes, &footer)?;
+    let index = store.read(file, footer.index_at, footer.index_bytes as usize)?;
+    Ok(ColdIndex::decode(&footer, &index)?)
+}
+
 /// Records on their way from WAL frames to a cold segment.
 #[derive(Default)]
 struct Chunk {
@@ -211,20 +321,20 @@ impl Chunk {
 }
 
 /// A cold segment that is being written.
-struct NewFile {
+pub(super) struct NewFile {
     file: FileId,
     head: SegmentHead,
     writer: SegmentWriter,
 }
 
 impl NewFile {
-    fn create(store: &mut dyn ColdStore, head: SegmentHead) -> Result<NewFile, DiskError> {
+    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead) -> Result<NewFile, DiskError> {
         let file = FileId::Cold(head.number);
         store.create(file)?;
         Ok(NewFile { file, writer: SegmentWriter::new(head), head })
     }
 
-    fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {
+    pub(super) fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {
         self.writer.push(entry);
         while let Some((at, data)) = self.writer.take_ready() {
             store.write(self.file, at, data)?;
@@ -233,7 +343,7 @@ impl NewFile {
     }
 
     /// Durable when it returns.
-    fn finish(self, store: &mut dyn ColdStore) -> Result<ManifestEntry, DiskError> {
+    pub(super) fn finish(self, store: &mut dyn ColdStore) -> Result<ManifestEntry, DiskError> {
         let (rest, summary) = self.writer.finish();
         for (at, data) in rest {
             store.write(self.file, at, data)?;

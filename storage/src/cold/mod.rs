@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod merge;
 mod pages;
 pub(crate) mod read;
+mod rewrite;
 pub mod wal;
 mod writer;
 

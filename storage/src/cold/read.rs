@@ -77,8 +77,14 @@ struct Catch {
     stop_at: i64,
     batches: Vec<Bytes>,
     bytes: usize,
+    /// Its class now.
+    class: u32,
     /// Something on the way was damaged, so a hole is a loss.
     lost: bool,
+    /// Segments that are of no more use to this read.
+    passed: Vec<u32>,
+    /// The last segment that was read may lack offsets.
+    ended_compacted: bool,
 }
 
 enum Step {
@@ -94,7 +100,25 @@ impl Catch {
         let wal_start = partition.wal_start(tables.first_sequence());
         let (offset, high_watermark) = (request.offset, partition.next);
         let stop_at = tables.next_gap(request.partition, offset).unwrap_or(high_watermark).min(wal_start);
-        Some(Catch { request: *request, offset, high_watermark, wal_start, stop_at, batches: Vec::new(), bytes: 0, lost: false })
+        Some(Catch {
+            request: *request,
+            offset,
+            high_watermark,
+            wal_start,
+            stop_at,
+            batches: Vec::new(),
+            bytes: 0,
+            class: partition.class.0,
+            lost: false,
+            passed: Vec::new(),
+            ended_compacted: false,
+        })
+    }
+
+    /// This segment is of no more use; what it may have had is lost to this read.
+    fn pass_over(&mut self, number: u32) {
+        self.lost = true;
+        self.passed.push(number);
     }
 
     /// Takes what a run has for this read. `holes`: offsets may be missing.
@@ -154,11 +178,9 @@ impl ColdReads {
 
     async fn catch_up(&self, mut catch: Catch, segments: &[Arc<ColdPlace>]) -> Result<Answer, ReadError> {
         let partition = catch.request.partition;
-        let mut compacted = false;
-        let from = self.first_segment(segments, partition, catch.offset, &mut catch.lost).await?;
-        for place in &segments[from..] {
-            let before = catch.batches.len();
-            match self.of_segment(place, &mut catch).await {
+        while let Some(place) = self.segment_for(segments, &mut catch).await? {
+            let (before, holes) = (catch.offset, place.entry.compacted);
+            match self.of_segment(&place, &mut catch).await {
                 Ok(Step::More) => {}
                 Ok(Step::Full) => {
                     self.remember(partition, catch.offset, place.number);
@@ -167,62 +189,103 @@ impl ColdReads {
                 Ok(Step::Gap(to)) => return Ok(Answer::Done(Err(ReadError::Gap { from: catch.offset, to }))),
                 // What was read so far is good; the consumer comes again for the rest.
                 Err(_) if !catch.batches.is_empty() => return Ok(catch.chunk()),
-                Err(Miss::Lost) => catch.lost = true,
+                Err(Miss::Lost) => catch.pass_over(place.number),
                 Err(Miss::Later(error)) => return Err(error),
             }
-            if catch.batches.len() > before {
-                compacted = place.entry.compacted;
-                self.remember(partition, catch.offset, place.number);
+            if catch.offset == before {
+                // Its page promised more than its blocks had.
+                catch.passed.push(place.number);
+                catch.lost |= !holes;
             }
         }
-        compacted |= segments.iter().any(|place| place.entry.compacted);
-        Ok(match &catch {
-            Catch { batches, .. } if !batches.is_empty() => catch.chunk(),
-            Catch { offset, wal_start, lost, .. } if *offset < *wal_start && (*lost || !compacted) => {
-                Answer::Done(Err(ReadError::Gap { from: *offset, to: *wal_start }))
+        Ok(match catch {
+            Catch { ref batches, .. } if !batches.is_empty() => catch.chunk(),
+            Catch { offset, wal_start, ended_compacted, lost, .. } if offset < wal_start && (lost || !ended_compacted) => {
+                Answer::Done(Err(ReadError::Gap { from: offset, to: wal_start }))
             }
-            Catch { wal_start, .. } => Answer::GoOnAt(*wal_start),
+            Catch { wal_start, .. } => Answer::GoOnAt(wal_start),
         })
     }
 
-    /// Index of the first segment that holds something of the partition at or behind the offset.
-    async fn first_segment(
-        &self,
-        segments: &[Arc<ColdPlace>],
-        partition: PartitionId,
-        offset: i64,
-        lost: &mut bool,
-    ) -> Result<usize, ReadError> {
-        let hint = self.hints().get(&partition).copied().filter(|hint| hint.offset == offset);
-        if let Some(at) = hint.and_then(|hint| segments.iter().position(|place| place.number == hint.segment)) {
-            return Ok(at);
+    /// The segment that holds the partition's next offset, or the first one behind a hole.
+    ///
+    /// Within a class offsets rise from segment to segment. A partition that was moved between classes has segments in several:
+    /// they are looked through only where its own class lacks the offset.
+    async fn segment_for(&self, segments: &[Arc<ColdPlace>], catch: &mut Catch) -> Result<Option<Arc<ColdPlace>>, ReadError> {
+        let (partition, offset) = (catch.request.partition, catch.offset);
+        if offset >= catch.stop_at {
+            return Ok(None);
         }
+        let hint = self.hints().get(&partition).copied().filter(|hint| hint.offset == offset);
+        let hinted = hint.and_then(|hint| segments.iter().find(|place| place.number == hint.segment));
+        if let Some(place) = hinted.filter(|place| !catch.passed.contains(&place.number))
+            && self.span_of(place, catch).await?.is_some_and(|span| span.first_offset <= offset && offset < span.next_offset)
+        {
+            return Ok(Some(Arc::clone(place)));
+        }
+        let mut classes: Vec<u32> = segments.iter().map(|place| place.entry.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        // Its own class first.
+        classes.sort_by_key(|class| *class != catch.class);
+        let mut best: Option<(PartitionSpan, Arc<ColdPlace>)> = None;
+        for class in classes {
+            let of_class: Vec<&Arc<ColdPlace>> =
+                segments.iter().filter(|place| place.entry.class == class && !catch.passed.contains(&place.number)).collect();
+            let Some((span, place)) = self.first_behind(&of_class, catch).await? else { continue };
+            if span.first_offset <= offset {
+                return Ok(Some(place));
+            }
+            if best.as_ref().is_none_or(|(other, _)| span.first_offset < other.first_offset) {
+                best = Some((span, place));
+            }
+        }
+        Ok(best.map(|(_, place)| place))
+    }
+
+    /// Of segments of one class the first that holds something of the partition at or behind the offset.
+    async fn first_behind(
+        &self,
+        segments: &[&Arc<ColdPlace>],
+        catch: &mut Catch,
+    ) -> Result<Option<(PartitionSpan, Arc<ColdPlace>)>, ReadError> {
         let (mut low, mut high) = (0, segments.len());
+        let mut found = None;
         while low < high {
             let middle = low + (high - low) / 2;
             // The next one that knows the partition decides.
             let mut at = middle;
             let mut span = None;
-            while at < high {
-                match self.span(&segments[at], partition).await {
-                    Ok(found) => span = found,
-                    Err(Miss::Lost) => *lost = true,
-                    Err(Miss::Later(error)) => return Err(error),
-                }
-                if span.is_some() {
-                    break;
-                }
+            while at < high && span.is_none() {
+                span = self.span_of(segments[at], catch).await?;
                 at += 1;
             }
             match span {
-                Some(span) if span.next_offset <= offset => low = at + 1,
-                _ => high = middle,
+                Some(span) if span.next_offset <= catch.offset => low = at,
+                Some(span) => {
+                    found = Some((span, Arc::clone(segments[at - 1])));
+                    high = middle;
+                }
+                None => high = middle,
             }
         }
-        Ok(low)
+        Ok(found)
+    }
+
+    /// What a segment has of the partition; nothing if that cannot be read.
+    async fn span_of(&self, place: &Arc<ColdPlace>, catch: &mut Catch) -> Result<Option<PartitionSpan>, ReadError> {
+        match self.span(place, catch.request.partition).await {
+            Ok(span) => Ok(span),
+            Err(Miss::Lost) => {
+                catch.lost = true;
+                Ok(None)
+            }
+            Err(Miss::Later(error)) => Err(error),
+        }
     }
 
     async fn of_segment(&self, place: &ColdPlace, catch: &mut Catch) -> Result<Step, Miss> {
+        catch.ended_compacted = place.entry.compacted;
         let index = self.index(place).await?;
         let partition = catch.request.partition;
         let Some(first) = index.locate(partition, catch.offset) else { return Ok(Step::More) };

@@ -28,8 +28,6 @@ pub(crate) struct WalFrame {
     pub(crate) header: FrameHeader,
     pub(crate) entries: Vec<Entry>,
     pub(crate) payload: Bytes,
-    /// Where it lies in its file.
-    pub(crate) at: u64,
 }
 
 /// Walks one segment.
@@ -99,14 +97,14 @@ impl WalScan {
             return Ok(Err("it reaches beyond the segment"));
         }
         let Some(whole) = self.bytes(store, header.frame_bytes())? else { return Ok(Err("it cannot be read")) };
-        Ok(self.decode(header, &whole))
+        Ok(Self::decode(header, &whole))
     }
 
-    fn decode(&self, header: FrameHeader, whole: &Bytes) -> Result<WalFrame, &'static str> {
+    fn decode(header: FrameHeader, whole: &Bytes) -> Result<WalFrame, &'static str> {
         let entries = header.directory(whole)?;
         let stored = header.verified_payload(whole)?;
         let payload = if header.zstd { Bytes::from(header.raw_payload(stored)?) } else { whole.slice_ref(stored) };
-        Ok(WalFrame { header, entries, payload, at: self.at })
+        Ok(WalFrame { header, entries, payload })
     }
 
     /// `bytes` bytes from `at` on, from a window that reaches further; `None` if the disk cannot read them.

@@ -5,7 +5,7 @@ use crate::format::{i64_at, u32_at};
 use crate::types::{ClassId, PartitionId, PartitionOp};
 
 /// Bytes of one stored change.
-const CHANGE_BYTES: usize = 13;
+pub(super) const CHANGE_BYTES: usize = 13;
 const START: u8 = 1;
 const CLASS: u8 = 2;
 

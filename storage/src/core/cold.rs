@@ -6,17 +6,17 @@
 //! with what happens to wait. Only when that frame is durable do readers see the new segments, is the WAL free to be used again,
 //! are files removed. A crash before that leaves files without a name, which the first job of the next life removes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Engine, Life, Output};
-use crate::cold::job::{Done, Job, JobError};
+use crate::cold::job::{Compact, Done, Job, JobError};
 use crate::cold::manifest::{FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, cold_key, parse_cold_key};
 use crate::cold::wal::WalSegment;
-use crate::config::ColdConfig;
+use crate::config::{ClassPolicy, ColdConfig};
 use crate::format::BLOCK;
-use crate::types::{Append, MetaOp};
+use crate::types::{Append, ClassId, MetaOp, PartitionId, PartitionOp};
 use crate::view::ColdPlace;
 
 /// First byte of the keys that belong to the log.
@@ -36,6 +36,14 @@ pub(super) struct Cold {
     /// What the sorter is at.
     running: Option<Running>,
     edit: Option<Edit>,
+    /// How classes are kept; one that is not here is kept for ever.
+    pub(super) policies: BTreeMap<ClassId, ClassPolicy>,
+    /// Not merged any more: damaged.
+    unsound: BTreeSet<u32>,
+    /// Not merged with one another: a partition was in another class between them.
+    apart: BTreeSet<(u32, u32)>,
+    /// Up to where partitions are compacted that want another pass.
+    clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
     /// Out of the manifest; their files go next.
     leaving: Vec<u32>,
     cleaned: bool,
@@ -49,7 +57,26 @@ enum Running {
     Clean,
     /// Up to this sequence.
     Sort(u64),
+    /// These become one.
+    Merge {
+        inputs: Vec<u32>,
+        class: ClassId,
+    },
+    /// Its partitions' ends are wanted before it goes.
+    Spans {
+        number: u32,
+        why: Why,
+    },
     Remove(Vec<u32>),
+}
+
+/// Why a segment goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its class keeps records for so long, or so many bytes.
+    Retention,
+    /// The disk is full, and its class gives way.
+    Space,
 }
 
 /// A change of the manifest: appends that go into the log one after another.
@@ -62,7 +89,7 @@ struct Edit {
 
 impl Cold {
     /// From the metadata that recovery found.
-    pub(super) fn new(config: ColdConfig, meta: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>) -> Cold {
+    pub(super) fn new(config: ColdConfig, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Cold {
         let flushed = meta.get(FLUSHED_KEY).and_then(|value| Flushed::decode(value).ok());
         let number = meta.get(NUMBER_KEY).and_then(|value| NextNumber::decode(value).ok());
         Cold {
@@ -71,6 +98,10 @@ impl Cold {
             number_next: number.map_or(1, |number| number.0),
             running: None,
             edit: None,
+            policies: BTreeMap::new(),
+            unsound: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            clean_to: BTreeMap::new(),
             leaving: Vec::new(),
             cleaned: false,
             retry_at: None,
@@ -82,6 +113,22 @@ impl Cold {
     pub(super) fn wal_segments_max(&self, segment_bytes: u64) -> usize {
         // Fewer than four could not be sorted and written at the same time.
         (self.config.wal_bytes_max / segment_bytes).max(4) as usize
+    }
+
+    pub(super) fn config(&self) -> &ColdConfig {
+        &self.config
+    }
+
+    /// Whether one segment may be made of these.
+    pub(super) fn may_merge(&self, segments: &[&Arc<ColdPlace>]) -> bool {
+        let holds = |number: u32| segments.iter().any(|place| place.number == number);
+        segments.iter().all(|place| !self.unsound.contains(&place.number))
+            && !self.apart.iter().any(|(before, after)| holds(*before) && holds(*after))
+    }
+
+    /// Where the last compaction of a class stopped.
+    pub(super) fn clean_to(&self, class: ClassId) -> BTreeMap<PartitionId, i64> {
+        self.clean_to.get(&class).cloned().unwrap_or_default()
     }
 
     fn is_idle(&self) -> bool {
@@ -98,6 +145,17 @@ impl<T> Engine<T> {
         let done = match result {
             Ok(done) => done,
             Err(error) => {
+                match (&running, &error) {
+                    (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_)) => {
+                        tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
+                        return cold.unsound.extend(inputs);
+                    }
+                    (Running::Merge { .. }, JobError::Apart { before, after }) => {
+                        cold.apart.insert((*before, *after));
+                        return;
+                    }
+                    _ => {}
+                }
                 if cold.retry_at.is_none() {
                     tracing::warn!(%error, "the cold tier could not go on; trying again");
                 }
@@ -126,6 +184,14 @@ impl<T> Engine<T> {
                 self.counters.damaged_frames += damaged;
                 self.segments_made(&segments, to);
             }
+            (Running::Merge { inputs, class }, Done::Merged { segment, read_bytes, clean_to, records_removed }) => {
+                self.counters.merged_from_bytes += read_bytes;
+                self.counters.merged_to_bytes += segment.map_or(0, |(_, entry)| entry.file_bytes);
+                self.counters.records_compacted += records_removed;
+                cold.clean_to.insert(class, clean_to);
+                self.segments_merged(&inputs, segment);
+            }
+            (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
             (Running::Remove(_), Done::Removed) => {}
             (running, done) => panic!("{running:?} was answered with {done:?}"),
         }
@@ -145,6 +211,34 @@ impl<T> Engine<T> {
         }
         let appends = VecDeque::from([Append { meta, ..Append::default() }]);
         cold.edit = Some(Edit { appends, submitted: false });
+    }
+
+    /// One in, several out: one change.
+    fn segments_merged(&mut self, inputs: &[u32], segment: Option<(u32, ManifestEntry)>) {
+        let cold = self.cold.as_mut().expect("only then are there jobs");
+        let mut meta: Vec<MetaOp> = inputs.iter().map(|number| delete(&cold_key(*number))).collect();
+        cold.number_next += 1;
+        meta.push(put(NUMBER_KEY, &NextNumber(cold.number_next).encode()));
+        meta.extend(segment.map(|(number, entry)| put(&cold_key(number), &entry.encode())));
+        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
+        cold.edit = Some(Edit { appends, submitted: false });
+    }
+
+    /// Starts rise first, in as many frames as it takes; then the segment is out. A crash between leaves starts that are too
+    /// high by nothing that could be read.
+    fn segment_leaves(&mut self, number: u32, ends: &[(PartitionId, i64)], why: Why) {
+        match why {
+            Why::Retention => self.counters.segments_expired += 1,
+            Why::Space => self.counters.segments_dropped_for_space += 1,
+        }
+        let per_append = self.limits.frame_bytes_max / 2 / super::change::CHANGE_BYTES;
+        let raise = |ends: &[(PartitionId, i64)]| Append {
+            partitions: ends.iter().map(|(id, end)| PartitionOp::RaiseStart(*id, *end)).collect(),
+            ..Append::default()
+        };
+        let mut appends: VecDeque<Append> = ends.chunks(per_append).map(raise).collect();
+        appends.push_back(Append { meta: vec![delete(&cold_key(number))], ..Append::default() });
+        self.cold.as_mut().expect("only then are there jobs").edit = Some(Edit { appends, submitted: false });
     }
 
     /// Puts the next append of an edit into the log, as soon as one can go.
@@ -214,13 +308,24 @@ impl<T> Engine<T> {
         } else if !cold.leaving.is_empty() {
             let numbers = std::mem::take(&mut cold.leaving);
             (Running::Remove(numbers.clone()), Job::Remove { numbers })
+        } else if let Some((place, why)) = self.segment_to_go() {
+            (Running::Spans { number: place.number, why }, Job::Spans { place })
         } else if let Some((to, job)) = self.sort_job() {
             (Running::Sort(to), job)
+        } else if let Some((inputs, compact)) = self.segments_to_merge() {
+            self.merge_job(inputs, compact)
         } else {
             return;
         };
         self.cold.as_mut().expect("looked at before").running = Some(running);
         out.jobs.push(job);
+    }
+
+    fn merge_job(&self, inputs: Vec<ColdPlace>, compact: Option<Compact>) -> (Running, Job) {
+        let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
+        let number = self.cold.as_ref().expect("only then are there jobs").number_next;
+        let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
+        (running, Job::Merge { inputs, number, compact })
     }
 
     /// While stopping only what somebody waits for is done.
@@ -251,7 +356,8 @@ impl<T> Engine<T> {
     }
 
     fn is_short_of_segments(&self) -> bool {
-        self.spares.is_empty() || self.zero_retry_at.is_some()
+        let bound = self.wal_is_at_its_bound() && self.spares.len() <= self.spares_of_own();
+        self.spares.is_empty() || self.zero_retry_at.is_some() || bound
     }
 
     fn index_is_large(&self) -> bool {
@@ -270,7 +376,8 @@ impl<T> Engine<T> {
     /// When the cold tier wants the engine to be called again.
     pub(super) fn cold_wake(&self) -> Option<Duration> {
         let cold = self.cold.as_ref()?;
-        if cold.is_idle() && cold.cleaned && self.sealed.is_empty() && self.active.as_ref()?.first_data_ms.is_none() {
+        let nothing = self.sealed.is_empty() && self.view.tables().cold.is_empty();
+        if cold.is_idle() && cold.cleaned && nothing && self.active.as_ref().is_none_or(|active| active.first_data_ms.is_none()) {
             return None;
         }
         Some(cold.retry_at.unwrap_or(self.retention_check_at))
@@ -286,13 +393,17 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn delete(key: &[u8]) -> MetaOp {
+    MetaOp::Delete { key: key.to_vec() }
+}
+
 fn put(key: &[u8], value: &[u8]) -> MetaOp {
     MetaOp::Put { key: key.to_vec(), value: value.to_vec() }
 }
 
 /// The segments that the metadata names.
 pub(crate) fn named_segments(
-    meta: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
+    meta: &BTreeMap<Vec<u8>, Vec<u8>>,
 ) -> Result<Vec<Arc<ColdPlace>>, crate::cold::manifest::ManifestError> {
     let mut places = Vec::new();
     for (key, value) in meta {
@@ -301,27 +412,4 @@ pub(crate) fn named_segments(
         }
     }
     Ok(places)
-}
-
-impl<T> Engine<T> {
-    pub fn debug_state(&self) -> String {
-        format!(
-            "life {:?} groups {} own {:?} spares {} sealed {:?} leaving {} active {:?} inflight {} snap {} zero_retry {:?} zeroing {:?} cold {:?} sb_dirty {} sbop {} now {:?}",
-            self.life,
-            self.groups.len(),
-            self.groups.front().map(|g| g.own),
-            self.spares.len(),
-            self.sealed.iter().map(|s| s.sequence).collect::<Vec<_>>(),
-            self.leaving.len(),
-            self.active,
-            self.in_flight.is_some(),
-            self.snapshot_sequence,
-            self.zero_retry_at,
-            self.zeroing,
-            self.cold,
-            self.superblock_dirty,
-            self.superblock_op.is_some(),
-            self.now
-        )
-    }
 }

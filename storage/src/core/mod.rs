@@ -15,6 +15,7 @@ mod cold;
 mod commit;
 mod compress;
 mod entry;
+mod retention;
 mod segments;
 
 use std::collections::VecDeque;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cold::job::Job;
-use crate::config::{ColdConfig, LogConfig};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::frame::frame_bytes;
@@ -33,7 +34,7 @@ use crate::format::superblock::{SLOTS, Superblock, VolumeState};
 use crate::report::OpenError;
 use crate::stats::LogStats;
 use crate::table::{NumberMap, PartitionMap};
-use crate::types::{Append, AppendError, BaseOffsets, Outcome, PartitionId, ProducerKey};
+use crate::types::{Append, AppendError, BaseOffsets, ClassId, Outcome, PartitionId, ProducerKey};
 use crate::view::{Position, Slice, View};
 use compress::{Effort, FrameCompressor};
 
@@ -446,6 +447,13 @@ impl<T> Engine<T> {
     /// Whether a frame is with the disk: its completion comes, and the next frame waits for it.
     pub fn is_writing(&self) -> bool {
         self.in_flight.is_some()
+    }
+
+    /// From now on a class is kept by these rules.
+    pub fn set_policy(&mut self, class: ClassId, policy: ClassPolicy) {
+        if let Some(cold) = &mut self.cold {
+            cold.policies.insert(class, policy);
+        }
     }
 
     /// When `step` wants to be called again although nothing happened.

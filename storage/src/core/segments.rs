@@ -101,7 +101,7 @@ impl<T> Engine<T> {
     }
 
     /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
-    fn wal_is_at_its_bound(&self) -> bool {
+    pub(super) fn wal_is_at_its_bound(&self) -> bool {
         let segments = self.sealed.len() + self.leaving.len() + self.spares.len() + usize::from(self.active.is_some());
         self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
     }

@@ -19,14 +19,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cold::job::{Job, JobError, Workshop};
-use crate::config::{ColdConfig, LogConfig};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{Disk, DiskError};
 use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
-use crate::types::{AppendError, Outcome};
+use crate::types::{AppendError, ClassId, Outcome};
 
 use client::Client;
 use model::Model;
@@ -77,6 +77,10 @@ pub struct Tally {
     pub resent: u64,
     /// Cold segments made.
     pub sorted: u64,
+    /// Cold segments that left by retention or for space.
+    pub expired: u64,
+    /// Bytes of cold segments that were merged.
+    pub merged: u64,
     /// Jobs of the cold tier that a power cut ended.
     pub jobs_cut: u64,
     /// Lives that ended with a failed write.
@@ -103,6 +107,8 @@ impl Tally {
         self.full += other.full;
         self.resent += other.resent;
         self.sorted += other.sorted;
+        self.expired += other.expired;
+        self.merged += other.merged;
         self.jobs_cut += other.jobs_cut;
         self.fenced += other.fenced;
         self.note(other.trace);
@@ -157,6 +163,7 @@ struct World {
     job: Option<Job>,
     /// It was at work when the power went.
     dark: bool,
+    policies: Vec<(ClassId, ClassPolicy)>,
 }
 
 /// One opened log.
@@ -186,6 +193,8 @@ impl World {
                 sort_age: Duration::from_secs(300),
                 sort_memory_bytes: rng.usize(8..100) << 10,
                 wal_bytes_max: rng.u64(4..10) * SEGMENT_BYTES,
+                merge_fan_in: rng.usize(2..5),
+                merged_bytes: rng.u64(50..1000) << 10,
                 ..ColdConfig::default()
             }),
             ..LogConfig::new("simulated")
@@ -204,9 +213,28 @@ impl World {
         if rng.u32(0..6) == 0 {
             disk.cold_bytes_max = rng.usize(20..400) << 10;
         }
+        let policy = |rng: &mut fastrand::Rng| ClassPolicy {
+            retention_ms: (rng.u32(0..4) == 0).then(|| rng.u64(100_000..2_000_000)),
+            retention_bytes: (rng.u32(0..3) == 0).then(|| rng.u64(10..500) << 10),
+            drop_oldest: rng.bool(),
+            ..ClassPolicy::default()
+        };
+        let policies = (0..3).map(|class| (ClassId(class), policy(&mut rng))).collect();
         let model = Model::new(mode == Mode::Damage);
         let client = Client::new(rng.u64(..));
-        World { mode, rng, disk, config, now: Now::default(), model, client, tally: Tally::default(), job: None, dark: false }
+        World {
+            mode,
+            rng,
+            disk,
+            config,
+            now: Now::default(),
+            model,
+            client,
+            tally: Tally::default(),
+            job: None,
+            dark: false,
+            policies,
+        }
     }
 
     fn history(&mut self) -> Result<(), String> {
@@ -228,7 +256,12 @@ impl World {
                 life.engine.begin_shutdown();
                 self.settle(&mut life)?;
             }
-            self.tally.recycled += life.engine.view().stats_mut().recycled;
+            {
+                let stats = life.engine.view().stats_mut();
+                self.tally.recycled += stats.recycled;
+                self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
+                self.tally.merged += stats.merged_from_bytes;
+            }
             self.tally.sorted += life.engine.view().tables().cold.len() as u64;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.crash();
@@ -255,7 +288,10 @@ impl World {
             match recover(&mut self.disk, &self.config, self.now, fresh_ids) {
                 Ok((limits, opening, report)) => {
                     self.disk.writes_until_cut = None;
-                    let engine = Engine::new(limits, opening);
+                    let mut engine = Engine::new(limits, opening);
+                    for (class, policy) in &self.policies {
+                        engine.set_policy(*class, policy.clone());
+                    }
                     let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), self.disk.reader(), report.volume_id));
                     return Ok(Some(Life { engine, reads, report }));
                 }
@@ -353,7 +389,7 @@ impl World {
             self.now.monotonic = self.now.monotonic.max(due.unwrap_or(self.now.monotonic + Duration::from_millis(1)));
             self.pump(life)?;
         }
-        Err(format!("the log does not shut down {} job {:?}", life.engine.debug_state(), self.job))
+        Err("the log does not shut down".to_owned())
     }
 
     fn deliver(&mut self, out: Output<usize>) -> Result<(), String> {
