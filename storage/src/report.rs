@@ -112,6 +112,26 @@ pub enum OpenError {
         /// Newest one known here.
         supported: u16,
     },
+    /// A segment of a newer program.
+    #[error("segment file {file} has version {found}, this program reads up to {supported}: use the newer program")]
+    NewerSegment {
+        /// File number.
+        file: u32,
+        /// Version found.
+        found: u16,
+        /// Newest one known here.
+        supported: u16,
+    },
+    /// A frame of a newer program.
+    #[error("segment file {file} has {found} at {at}, which this program does not know: use the newer program")]
+    NewerFrame {
+        /// File number.
+        file: u32,
+        /// Where in it.
+        at: u64,
+        /// What is unknown about it.
+        found: crate::format::frame::Unknown,
+    },
     /// Directory of another node.
     #[error(
         "the volume belongs to node {found}, this is node {expected}: the wrong disk is mounted, or the directory was copied"

@@ -103,8 +103,10 @@ impl Superblock {
         if &block[..8] != MAGIC || u32_at(block, 8) != crc32c::crc32c(&block[12..]) {
             return Slot::Damaged;
         }
-        if u16_at(block, 12) != FORMAT_MAJOR {
-            return Slot::Newer(u16_at(block, 12));
+        match u16_at(block, 12) {
+            0 => return Slot::Damaged,
+            FORMAT_MAJOR => {}
+            newer => return Slot::Newer(newer),
         }
         let state = match u32_at(block, 88) {
             0 => VolumeState::Open,

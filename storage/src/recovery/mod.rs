@@ -49,7 +49,9 @@ pub fn recover(
         last_crc: 0,
         after_damage: false,
     };
-    let state = log.newest_snapshot(&volume.segments)?;
+    let state = log.newest_snapshot(&volume.segments);
+    log.scanner.refuse_newer()?;
+    let state = state?;
     log.read_oldest_snapshot(&volume.segments, state);
     let mut sealed = VecDeque::new();
     for at in 0..volume.segments.len() {
@@ -58,6 +60,7 @@ pub fn recover(
         sealed.push_back(place);
     }
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
+    scanner.refuse_newer()?;
     report.bytes = scanner.bytes_read;
     let last_lsn = last_lsn.max(volume.superblock.durable_lsn);
     let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report);
@@ -239,7 +242,9 @@ impl LogReader<'_> {
             || (provable && self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn));
         if !proven {
             // Nobody was told of this frame or of any behind it.
-            self.report.torn_tail |= next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            // After a shutdown nothing was being written: what looks like remains is of an older life of a recycled file.
+            let remains = next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            self.report.torn_tail |= remains && !self.report.clean;
             return None;
         }
         let resume_lsn = next.as_ref().map(|found| found.header.lsn).or(limit_lsn).unwrap_or(self.superblock.durable_lsn + 1);

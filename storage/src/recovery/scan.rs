@@ -6,6 +6,7 @@ use crate::format::BLOCK;
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
 use crate::format::snapshot::Item;
 use crate::format::superblock::Superblock;
+use crate::report::OpenError;
 
 /// Bytes read at once: several of the largest usual frames, since a frame that is cut off by the window's end is read again.
 const WINDOW: usize = 4 << 20;
@@ -40,11 +41,22 @@ pub(super) struct Scanner<'a> {
     /// Of the last good frame: the next one is probably alike.
     frame_bytes: usize,
     pub(super) bytes_read: u64,
+    /// The first frame that only a newer program can read.
+    newer: Option<(u32, u64, frame::Unknown)>,
 }
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
-        Scanner { disk, superblock: *superblock, window: AlignedBuf::zeroed(WINDOW), held: None, frame_bytes: 0, bytes_read: 0 }
+        let window = AlignedBuf::zeroed(WINDOW);
+        Scanner { disk, superblock: *superblock, window, held: None, frame_bytes: 0, bytes_read: 0, newer: None }
+    }
+
+    /// A frame that this program does not know is no damage: whoever goes on would lose what it holds.
+    pub(super) fn refuse_newer(&self) -> Result<(), OpenError> {
+        match self.newer {
+            Some((file, at, found)) => Err(OpenError::NewerFrame { file, at, found }),
+            None => Ok(()),
+        }
     }
 
     /// `bytes` bytes at `at`, of which the caller needs all. Reads up to `ahead` bytes.
@@ -107,8 +119,15 @@ impl<'a> Scanner<'a> {
         let first = self.bytes(segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
         let head = self.bytes(segment.file, position, length, ahead)?;
-        let header = frame::decode_header(head)?;
-        let entries = header.directory(head)?;
+        let read = frame::decode_header(head).and_then(|header| Ok((header, header.directory(head)?)));
+        let (header, entries) = match read {
+            Ok(read) => read,
+            Err(reason) => {
+                let unknown = frame::unknown(head, &segment.header.volume_id, segment.header.sequence);
+                self.newer = self.newer.or(unknown.map(|unknown| (segment.file, position, unknown)));
+                return Err(reason.to_owned());
+            }
+        };
         self.belongs(segment, &header)?;
         if position + header.frame_bytes() as u64 > self.superblock.segment_bytes {
             return Err("it reaches beyond the segment".to_owned());

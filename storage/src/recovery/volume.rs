@@ -4,7 +4,7 @@ use super::scan::Scanner;
 use crate::config::LogConfig;
 use crate::core::Now;
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId};
-use crate::format::segment::{HeaderBlock, SegmentHeader};
+use crate::format::segment::{self, HeaderBlock, SegmentHeader};
 use crate::format::superblock::{FORMAT_MAJOR, SLOTS, Slot, Superblock, VolumeState};
 use crate::format::{BLOCK, Uuid, uuid_text};
 use crate::report::{OpenError, RecoveryReport};
@@ -166,7 +166,7 @@ fn sort_file(
                 volume.unfinished.push(file);
             }
         }
-        HeaderBlock::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+        HeaderBlock::Newer(found) => return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION }),
         // A zero-fill that was cut short; never a file that holds frames, those are whole.
         _ if !whole => volume.unfinished.push(file),
         HeaderBlock::Empty => empty.push(file),
