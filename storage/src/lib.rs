@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod check;
 pub mod config;
 pub mod core;
 pub mod disk;

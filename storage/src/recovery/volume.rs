@@ -184,17 +184,8 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
         match found.filter(|found| !taken(found.header.segment_sequence)) {
             Some(found) => {
                 report.headers_repaired += 1;
-                let frame = found.header;
-                let header = SegmentHeader {
-                    volume_id: frame.volume_id,
-                    sequence: frame.segment_sequence,
-                    epoch: frame.epoch,
-                    first_lsn: frame.lsn,
-                    prev_crc: frame.prev_crc,
-                    durable_lsn: frame.durable_lsn,
-                    opened_ms: frame.written_ms,
-                };
-                volume.segments.push(Segment { file, header, repaired: true, exact: found.position == BLOCK as u64 });
+                let header = found.header_of_segment();
+                volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
             }
             None => volume.spares.push(file),
         }
