@@ -11,6 +11,7 @@ pub mod check;
 pub mod config;
 pub mod core;
 pub mod disk;
+pub mod dump;
 pub mod format;
 mod lock;
 mod log;

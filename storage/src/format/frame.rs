@@ -346,13 +346,14 @@ impl FrameHeader {
 
     /// The payload, decompressed where that is needed.
     pub fn raw_payload(&self, stored: &[u8]) -> Result<Vec<u8>, &'static str> {
-        if !self.zstd {
-            return Ok(stored.to_vec());
-        }
-        let raw =
-            zstd::bulk::decompress(stored, self.payload_raw_bytes as usize).map_err(|_| "the payload does not decompress")?;
+        let raw = if self.zstd {
+            zstd::bulk::decompress(stored, self.payload_raw_bytes as usize).map_err(|_| "the payload does not decompress")?
+        } else {
+            stored.to_vec()
+        };
+        // The directory was held against this length, so its entries lie inside.
         if raw.len() != self.payload_raw_bytes as usize {
-            return Err("the payload decompresses to another length");
+            return Err("the payload has another length than its header says");
         }
         Ok(raw)
     }

@@ -2,7 +2,7 @@
 
 use super::{BLOCK, Uuid, array_at, put, u16_at, u32_at, u64_at};
 
-const MAGIC: &[u8; 8] = b"WEIRSEG1";
+pub(crate) const MAGIC: &[u8; 8] = b"WEIRSEG1";
 /// Newest version of the header known here.
 pub const VERSION: u16 = 1;
 

@@ -11,7 +11,7 @@ pub const FORMAT_MINOR: u16 = 0;
 /// Slots A and B.
 pub const SLOTS: u64 = 2;
 
-const MAGIC: &[u8; 8] = b"WEIRSUP1";
+pub(crate) const MAGIC: &[u8; 8] = b"WEIRSUP1";
 
 /// How the volume was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
