@@ -190,8 +190,8 @@ fn merge(superblock: &Superblock, opened: Option<&(Opening, RecoveryReport)>, re
         if part.damage.is_empty() && !part.gaps.is_empty() {
             report.damage(&file, None, format!("offsets are missing between good frames of segment {}", part.sequence));
         }
-        if part.snapshot_whole == Some(false) && part.damage.is_empty() {
-            report.damage(&file, None, format!("the snapshot at the start of segment {} is not whole", part.sequence));
+        if part.snapshot_bad && part.damage.is_empty() {
+            report.damage(&file, None, format!("the snapshot at the start of segment {} makes no sense", part.sequence));
         }
         if let Some(how) = &part.disagrees {
             let what = format!("the snapshot behind segment {} contradicts its frames: {how}", part.sequence);

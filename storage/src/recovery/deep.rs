@@ -11,6 +11,7 @@ use crate::config::LogConfig;
 use crate::core::Now;
 use crate::disk::{AlignedBuf, Disk, FileId};
 use crate::format::BLOCK;
+use crate::format::frame::{Entry, FrameHeader, FrameKind};
 use crate::format::segment::{HeaderBlock, SegmentHeader};
 use crate::format::snapshot::Item;
 use crate::format::superblock::{Superblock, VolumeState};
@@ -43,8 +44,8 @@ pub(crate) struct Part {
     pub(crate) damage: Vec<Damage>,
     /// Offsets missing that its own snapshot does not know of.
     pub(crate) gaps: Vec<Gap>,
-    /// Snapshot at its start: `None` where a crash may have cut it off.
-    pub(crate) snapshot_whole: Option<bool>,
+    /// Its snapshot was written to the end and cannot be read. One that a crash cut off is not meant: nothing follows it.
+    pub(crate) snapshot_bad: bool,
     pub(crate) torn_tail: bool,
     pub(crate) frames: u64,
     /// How the next segment's snapshot contradicts this one's frames.
@@ -125,9 +126,8 @@ pub(crate) fn part(
 ) -> Result<Part, OpenError> {
     let segment = parts.segments[at];
     let next = parts.segments.get(at + 1).filter(|next| next.header.sequence == segment.header.sequence + 1);
-    let is_last = at + 1 == parts.segments.len();
     let mut superblock = *superblock;
-    if !is_last {
+    if at + 1 < parts.segments.len() {
         // It speaks of the end of the log, which is not the end of this segment.
         superblock.durable_lsn = 0;
     }
@@ -137,6 +137,11 @@ pub(crate) fn part(
     scanner.hand_out_payloads();
     let mut known = Vec::new();
     let whole = scanner.snapshot(&segment, &mut |item| known.extend(gap_of(&item)));
+    let mut past_snapshot = false;
+    let mut watch = |header: &FrameHeader, entries: &[Entry], payload: Option<&[u8]>, position: u64| {
+        past_snapshot |= matches!(header.kind, FrameKind::Data | FrameKind::SnapshotEnd);
+        visit(header, entries, payload, position);
+    };
     let mut log = LogReader {
         scanner,
         superblock,
@@ -145,7 +150,7 @@ pub(crate) fn part(
         last_lsn: 0,
         last_crc: 0,
         after_damage: false,
-        visit: Some(visit),
+        visit: Some(&mut watch),
     };
     let both: Vec<Segment> = std::iter::once(segment).chain(next.copied()).collect();
     log.read_segment(&both, 0, true, whole)?;
@@ -160,8 +165,7 @@ pub(crate) fn part(
             part.disagrees = log.replay.disagrees(items);
         }
     }
-    let cut_off = is_last && !clean && report.damage.is_empty();
-    part.snapshot_whole = (whole || !cut_off).then_some(whole);
+    part.snapshot_bad = past_snapshot && !whole;
     (part.damage, part.torn_tail, part.frames) = (report.damage, report.torn_tail, report.frames);
     Ok(part)
 }

@@ -146,6 +146,9 @@ struct World {
     model: Model,
     client: Client,
     tally: Tally,
+    /// Looks at the disk as each power cut leaves it.
+    #[cfg(test)]
+    after_crash: Option<fn(&SimDisk)>,
 }
 
 /// One opened log.
@@ -185,7 +188,18 @@ impl World {
         }
         let model = Model::new(mode == Mode::Damage);
         let client = Client::new(rng.u64(..));
-        World { mode, rng, disk, config, now: Now::default(), model, client, tally: Tally::default() }
+        World {
+            mode,
+            rng,
+            disk,
+            config,
+            now: Now::default(),
+            model,
+            client,
+            tally: Tally::default(),
+            #[cfg(test)]
+            after_crash: None,
+        }
     }
 
     fn history(&mut self) -> Result<(), String> {
@@ -216,6 +230,10 @@ impl World {
         self.disk.power_cut();
         let fingerprint = self.disk.fingerprint();
         self.tally.note(u64::from(fingerprint));
+        #[cfg(test)]
+        if let Some(after_crash) = self.after_crash {
+            after_crash(&self.disk);
+        }
     }
 
     /// Recovers, perhaps in more than one attempt. `None`: refused by name after damage, which ends the history.
