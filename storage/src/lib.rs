@@ -7,10 +7,12 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod check;
 pub mod cold;
 pub mod config;
 pub mod core;
 pub mod disk;
+pub mod dump;
 pub mod format;
 mod lock;
 mod log;

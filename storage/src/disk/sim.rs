@@ -172,6 +172,12 @@ impl SimDisk {
         store.files.iter().fold(0, |crc, (file, data)| crc32c::crc32c_append(crc ^ file.to_string().len() as u32, data))
     }
 
+    /// Everything on the platters, file by file.
+    #[cfg(test)]
+    pub(crate) fn image(&self) -> Vec<(FileId, Vec<u8>)> {
+        self.store().files.iter().map(|(file, data)| (*file, data.clone())).collect()
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }

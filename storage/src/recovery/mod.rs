@@ -9,6 +9,7 @@
 //! Segments before the newest whole snapshot only fill the index, so only their directories are read; from that snapshot on every
 //! byte is verified. Memory: one window of the file, at most one frame, and the state itself.
 
+pub(crate) mod deep;
 mod replay;
 mod scan;
 mod volume;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use crate::config::LogConfig;
 use crate::core::{Limits, Now, Opening, Sealed};
 use crate::disk::{Disk, FileId};
-use crate::format::frame::{FrameHeader, FrameKind};
+use crate::format::frame::{Entry, FrameHeader, FrameKind};
 use crate::format::superblock::{Superblock, VolumeState};
 use crate::report::{Damage, OpenError, RecoveryReport};
 use crate::types::Lsn;
@@ -48,8 +49,11 @@ pub fn recover(
         last_lsn: 0,
         last_crc: 0,
         after_damage: false,
+        visit: None,
     };
-    let state = log.newest_snapshot(&volume.segments)?;
+    let state = log.newest_snapshot(&volume.segments);
+    log.scanner.refuse_newer()?;
+    let state = state?;
     log.read_oldest_snapshot(&volume.segments, state);
     let mut sealed = VecDeque::new();
     for at in 0..volume.segments.len() {
@@ -58,6 +62,7 @@ pub fn recover(
         sealed.push_back(place);
     }
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
+    scanner.refuse_newer()?;
     report.bytes = scanner.bytes_read;
     let last_lsn = last_lsn.max(volume.superblock.durable_lsn);
     let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report)?;
@@ -102,6 +107,9 @@ fn open_epoch(disk: &mut dyn Disk, volume: &mut Volume, last_lsn: u64) -> Result
     Ok(())
 }
 
+/// Sees a good frame: header, directory, decompressed payload, and where it lies.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(&FrameHeader, &[Entry], Option<&[u8]>, u64);
+
 struct LogReader<'a> {
     scanner: Scanner<'a>,
     superblock: Superblock,
@@ -111,6 +119,7 @@ struct LogReader<'a> {
     last_crc: u32,
     /// The chain is broken before the next frame; that is already reported.
     after_damage: bool,
+    visit: Option<Visit<'a>>,
 }
 
 impl LogReader<'_> {
@@ -212,6 +221,9 @@ impl LogReader<'_> {
         self.last_lsn = header.lsn;
         self.last_crc = header.header_crc;
         self.after_damage = false;
+        if let Some(visit) = &mut self.visit {
+            visit(header, &found.entries, found.payload.as_deref(), position);
+        }
         if header.kind == FrameKind::Data {
             let place =
                 Position { sequence: segment.header.sequence as u32, block: (position / crate::format::BLOCK as u64) as u32 };
@@ -240,7 +252,9 @@ impl LogReader<'_> {
             || (provable && self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn));
         if !proven {
             // Nobody was told of this frame or of any behind it.
-            self.report.torn_tail |= next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            // After a shutdown nothing was being written: what looks like remains is of an older life of a recycled file.
+            let remains = next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            self.report.torn_tail |= remains && !self.report.clean;
             return None;
         }
         let resume_lsn = next.as_ref().map(|found| found.header.lsn).or(limit_lsn).unwrap_or(self.superblock.durable_lsn + 1);

@@ -243,6 +243,43 @@ impl Replay {
         report.gaps_total += 1;
     }
 
+    /// Records missing so far, those that a snapshot knows of included.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = Gap> {
+        self.gaps.iter().map(|(gap, _)| *gap)
+    }
+
+    /// How the snapshot that follows contradicts what the frames before it add up to. Lanes may be missing there: idle ones are
+    /// forgotten.
+    pub(super) fn disagrees(&self, snapshot: Vec<Item>) -> Option<String> {
+        let (mut partitions, mut keys) = (0, 0);
+        for item in snapshot {
+            let wrong = match item {
+                Item::Partition { id, next, .. } => {
+                    partitions += 1;
+                    let here = self.partitions.get(id).map(|partition| partition.next);
+                    (here != Some(next)).then(|| format!("partition {id} goes on at {next}, its frames end at {here:?}"))
+                }
+                Item::Producer { key, epoch, next_sequence, .. } => {
+                    let here = self.producers.get(&key).map(|lane| (lane.epoch, lane.next_sequence));
+                    let same = here == Some((epoch, next_sequence));
+                    (!same).then(|| format!("lane {} of producer {} is not where its marks leave it", key.lane, key.id))
+                }
+                Item::Meta { key, value } => {
+                    keys += 1;
+                    (self.meta.get(&key) != Some(&value)).then(|| format!("metadata of key \"{}\" differs", key.escape_ascii()))
+                }
+                Item::Gap(_) | Item::SequencesLost => None,
+            };
+            if wrong.is_some() {
+                return wrong;
+            }
+        }
+        if (partitions, keys) != (self.partitions.len(), self.meta.len()) {
+            return Some("partitions or metadata are missing from it".to_owned());
+        }
+        None
+    }
+
     /// The view, and what the engine keeps of the lanes.
     pub(super) fn finish(
         mut self,

@@ -4,8 +4,8 @@ use super::scan::Scanner;
 use crate::config::LogConfig;
 use crate::core::Now;
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId};
-use crate::format::segment::{HeaderBlock, SegmentHeader};
-use crate::format::superblock::{FORMAT_MAJOR, SLOTS, Slot, Superblock, VolumeState};
+use crate::format::segment::{self, HeaderBlock, SegmentHeader};
+use crate::format::superblock::{FORMAT, SLOTS, Slot, Superblock, VolumeState};
 use crate::format::{BLOCK, Uuid, uuid_text};
 use crate::report::{OpenError, RecoveryReport};
 
@@ -94,7 +94,7 @@ fn read_superblock(disk: &mut dyn Disk, report: &mut RecoveryReport) -> Result<O
             }
         };
         match decoded {
-            Slot::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+            Slot::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT }),
             Slot::Good(superblock) if best.is_none_or(|best| superblock.generation > best.generation) => best = Some(superblock),
             Slot::Good(_) => {}
             Slot::Empty | Slot::Damaged => report.superblock_damaged = true,
@@ -166,7 +166,7 @@ fn sort_file(
                 volume.unfinished.push(file);
             }
         }
-        HeaderBlock::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+        HeaderBlock::Newer(found) => return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION }),
         // A zero-fill that was cut short; never a file that holds frames, those are whole.
         _ if !whole => volume.unfinished.push(file),
         HeaderBlock::Empty => empty.push(file),
@@ -184,17 +184,8 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
         match found.filter(|found| !taken(found.header.segment_sequence)) {
             Some(found) => {
                 report.headers_repaired += 1;
-                let frame = found.header;
-                let header = SegmentHeader {
-                    volume_id: frame.volume_id,
-                    sequence: frame.segment_sequence,
-                    epoch: frame.epoch,
-                    first_lsn: frame.lsn,
-                    prev_crc: frame.prev_crc,
-                    durable_lsn: frame.durable_lsn,
-                    opened_ms: frame.written_ms,
-                };
-                volume.segments.push(Segment { file, header, repaired: true, exact: found.position == BLOCK as u64 });
+                let header = found.header_of_segment();
+                volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
             }
             None => volume.spares.push(file),
         }

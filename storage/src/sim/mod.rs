@@ -164,6 +164,9 @@ struct World {
     /// It was at work when the power went.
     dark: bool,
     policies: Vec<(ClassId, ClassPolicy)>,
+    /// Looks at the disk as each power cut leaves it.
+    #[cfg(test)]
+    after_crash: Option<fn(&SimDisk)>,
 }
 
 /// One opened log.
@@ -234,6 +237,8 @@ impl World {
             job: None,
             dark: false,
             policies,
+            #[cfg(test)]
+            after_crash: None,
         }
     }
 
@@ -276,6 +281,10 @@ impl World {
         self.disk.power_cut();
         let fingerprint = self.disk.fingerprint();
         self.tally.note(u64::from(fingerprint));
+        #[cfg(test)]
+        if let Some(after_crash) = self.after_crash {
+            after_crash(&self.disk);
+        }
     }
 
     /// Recovers, perhaps in more than one attempt. `None`: refused by name after damage, which ends the history.
