@@ -413,7 +413,7 @@ impl Digits {
     fn of(mut number: u64) -> Self {
         let mut bytes = [0; 32];
         let mut start = Self::UNITS_END;
-        while let Err(_) = u32::try_from(number) {
+        while number > u64::from(u32::MAX) {
             start -= 8;
             bytes[start..start + 8].copy_from_slice(&eight_digits((number % 100_000_000) as u32));
             number /= 100_000_000;
