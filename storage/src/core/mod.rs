@@ -519,6 +519,9 @@ impl<T> Engine<T> {
     fn fail(&mut self, reason: String, out: &mut Output<T>) {
         let first = self.failed.is_none();
         let reason = self.failed.get_or_insert(reason).clone();
+        if first {
+            tracing::error!(%reason, "a write failed and fenced the log: it takes no more; what was acknowledged is safe");
+        }
         let refusal = AppendError::LogFailed { reason };
         for group in std::mem::take(&mut self.groups) {
             for pending in group.appends {

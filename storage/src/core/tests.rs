@@ -218,6 +218,46 @@ fn the_last_frame_becomes_provable_when_the_log_is_idle() {
     assert_eq!(bench.engine.next_wake(), None, "once is enough");
 }
 
+/// Collects errors that are logged on this thread.
+#[derive(Default)]
+struct Errors(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Errors {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| text += &format!("{field}={value:?} "));
+        self.0.lock().unwrap().push(text);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_fenced_log_says_so_once_and_why() {
+    let errors = Errors::default();
+    let said = std::sync::Arc::clone(&errors.0);
+    tracing::subscriber::with_default(errors, || {
+        let mut bench = Bench::new(config(), 100);
+        bench.disk.faults.write_error = 1.0;
+        bench.append(records(10));
+        bench.append(records(10));
+    });
+    let said = said.lock().unwrap();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("takes no more") && said[0].contains("Input/output error"), "{said:?}");
+}
+
 #[test]
 fn a_failed_write_fences_the_log_for_good() {
     let mut bench = Bench::new(config(), 100);
