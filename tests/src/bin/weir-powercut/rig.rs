@@ -24,6 +24,8 @@ const RETENTION_BYTES: u64 = 48 << 20;
 const LOAD: Load = Load { producers: 2, under_way_max: 200, value_bytes_max: 4000 };
 /// Records acknowledged before a cut at least: a cut of an idle node shows little.
 const PROGRESS_MIN: u64 = 300;
+/// A busy node writes a few hundred times long before.
+const CUT_WAIT_MAX: Duration = Duration::from_secs(5);
 const PROGRESS_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Of all scenarios of a run.
@@ -85,6 +87,16 @@ impl Rig {
     pub(crate) async fn power_cut(&mut self, cut: Cut) -> Result<(), String> {
         self.end_of_power(cut);
         self.fleet.kill_restarted().await
+    }
+
+    /// The same at the n-th write from now: however short the disk's work is beside the pauses, the cut hits it.
+    pub(crate) async fn power_cut_at_write(&mut self, writes: u32) -> Result<(), String> {
+        self.disk.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
+        let begin = Instant::now();
+        while self.disk.is_on() && begin.elapsed() < CUT_WAIT_MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.power_cut(Cut::Any).await
     }
 
     /// The same, and no producer outlives it.

@@ -18,6 +18,9 @@ const NOTICED_MAX: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_millis(700);
 /// How long a control writes without the disk keeping its promise.
 const CONTROL: Duration = Duration::from_millis(1200);
+/// Every so many cuts one comes in the middle of a write, at most so many from then; the others at a random moment.
+const AT_WRITE_EVERY: u32 = 2;
+const WRITES_MAX: u32 = 300;
 /// Every so many cuts one is followed by another while the node starts.
 const TWICE_EVERY: u32 = 3;
 /// Every so many cuts the disk is one that turns.
@@ -111,7 +114,12 @@ async fn cuts(rig: &mut Rig, cuts: u32, row: &mut Row) -> Result<(), String> {
         let hard_disk = round % HARD_DISK_EVERY == 0;
         slow += u32::from(hard_disk);
         rig.set_hard_disk(hard_disk);
-        rig.power_cut(Cut::Any).await?;
+        if round % AT_WRITE_EVERY == 0 {
+            let writes = rig.random.u32(1..=WRITES_MAX);
+            rig.power_cut_at_write(writes).await?;
+        } else {
+            rig.power_cut(Cut::Any).await?;
+        }
         if round % TWICE_EVERY == 0 {
             twice += 1;
             // Evenly over orders of magnitude: the journal's replay takes a few writes, the node's start hundreds.
