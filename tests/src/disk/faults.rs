@@ -20,6 +20,11 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// Is there still a write or a flush to fail?
+    pub fn is_pending(&self) -> bool {
+        self.writes_to_fail + self.flushes_to_fail > 0
+    }
+
     /// Is this write to fail?
     pub(super) fn write_fails(&mut self) -> bool {
         count_down(&mut self.writes_to_fail)

@@ -133,6 +133,11 @@ impl Disk {
         change(&mut self.state().faults);
     }
 
+    /// What is to go wrong.
+    pub fn faults(&self) -> Faults {
+        self.state().faults
+    }
+
     /// The power goes, now.
     pub fn cut(&self, cut: Cut) {
         self.state().cut(cut);
@@ -320,7 +325,9 @@ mod tests {
         let (disk, answer) = written(|faults| faults.writes_to_fail = 1);
         assert_eq!((answer, content(&disk)), (Err(Errno::IO), vec![0; BYTES]));
         disk.write(0, 0, &NEW).expect("one only was to fail");
+        assert!(!disk.faults().is_pending());
         disk.set(|faults| faults.flushes_to_fail = 1);
+        assert!(disk.faults().is_pending());
         assert_eq!(disk.flush(0), Err(Errno::IO));
         assert_eq!(content(&disk), NEW);
         assert_eq!(after_cut(&disk), [0; BYTES]);

@@ -14,7 +14,9 @@ use crate::table::Row;
 const STALL: Duration = Duration::from_secs(5);
 /// A node whose disk fails has noticed by then.
 const NOTICED_MAX: Duration = Duration::from_secs(20);
-/// Within it nothing may be acknowledged by a node that has noticed.
+/// Most hit what the node waits for.
+const FAULTS_MAX: u32 = 10;
+/// Within it a node notices what it waits for; and once it has, nothing may be acknowledged any more.
 const SILENCE: Duration = Duration::from_millis(700);
 /// How long a control writes without the disk keeping its promise.
 const CONTROL: Duration = Duration::from_millis(1200);
@@ -162,23 +164,24 @@ async fn failure(rig: &mut Rig, row: &mut Row, fault: impl Fn(&Rig)) -> Result<(
     complaint.map(drop).ok_or("the node's log has no error of it".into())
 }
 
-/// How long it took. A write of a zero-fill may fail without harm: then the fault comes once more.
+/// How long it took. What fails may be a zero-fill, which is tried again, or a journal's business of later: then the fault comes
+/// once more. Whether the node was right to go on, the check will tell.
 async fn until_noticed(rig: &Rig, row: &mut Row, fault: impl Fn(&Rig)) -> Result<Duration, String> {
-    let zero_fills = || rig.site.log().matches("no spare segment could be made").count();
-    let (mut begin, mut failed) = (Instant::now(), zero_fills());
-    fault(rig);
-    while rig.is_ready() {
-        if begin.elapsed() > NOTICED_MAX {
-            return Err(format!("{NOTICED_MAX:?} after the fault the node is still ready"));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if zero_fills() > failed && begin.elapsed() > SILENCE {
-            row.notes.push("the fault hit a zero-fill, and the node went on".into());
-            (begin, failed) = (Instant::now(), zero_fills());
-            fault(rig);
+    for harmless in 0..FAULTS_MAX {
+        let begin = Instant::now();
+        fault(rig);
+        while rig.disk.faults().is_pending() || begin.elapsed() < SILENCE {
+            if !rig.is_ready() {
+                row.notes.extend((harmless > 0).then(|| format!("{harmless} faults did no harm, and the node went on")));
+                return Ok(begin.elapsed());
+            }
+            if begin.elapsed() > NOTICED_MAX {
+                return Err(format!("{NOTICED_MAX:?} on, the node has met no fault"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    Ok(begin.elapsed())
+    Err(format!("after {FAULTS_MAX} faults the node is still ready"))
 }
 
 /// A node that has fenced its disk durably wants an operator first.
