@@ -170,6 +170,40 @@ fn a_full_disk_refuses_and_takes_appends_again_when_there_is_space() {
     }
 }
 
+/// Fails zero-fills for so long while records come; what an append gets then.
+fn appended_while_zero_fills_fail(seconds: u64) -> (Bench, Outcome) {
+    let mut bench = Bench::new(config(), 100);
+    bench.disk.faults.zero_error = 1.0;
+    while matches!(bench.append(records(10_000)), Outcome::Committed { .. }) {}
+    for _ in 0..10 * seconds {
+        bench.now.monotonic += Duration::from_millis(100);
+        bench.step();
+    }
+    let outcome = bench.append(records(10_000));
+    (bench, outcome)
+}
+
+#[test]
+fn a_zero_fill_that_fails_for_a_moment_is_tried_again() {
+    let (mut bench, refused) = appended_while_zero_fills_fail(2);
+    assert_eq!(refused, Outcome::Refused(AppendError::Full));
+    bench.disk.faults.zero_error = 0.0;
+    for _ in 0..20 {
+        bench.now.monotonic += Duration::from_millis(100);
+        bench.step();
+    }
+    assert!(matches!(bench.append(records(10_000)), Outcome::Committed { .. }));
+}
+
+#[test]
+fn a_disk_that_makes_no_file_any_more_is_not_called_full() {
+    let (_, refused) = appended_while_zero_fills_fail(20);
+    assert!(
+        matches!(&refused, Outcome::Refused(AppendError::LogFailed { reason }) if reason.contains("zero-fill")),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn opening_changes_no_segment() {
     let mut bench = Bench::new(config(), 100);
