@@ -47,6 +47,9 @@ pub(crate) use cold::named_segments;
 pub const RECORDS_PER_FRAME_MAX: u32 = 1 << 24;
 /// Wait before a failed zero-fill is tried again.
 const SPARE_RETRY: Duration = Duration::from_secs(1);
+/// Zero-fills in a row that fail otherwise than for want of space, until a log without a spare is fenced: a file system that has
+/// shut itself down fails everything for ever, and nobody must be told to free space then.
+const SPARE_FAILURES_MAX: u32 = 5;
 /// How often segments are checked for age.
 const RETENTION_CHECK: Duration = Duration::from_secs(1);
 
@@ -329,6 +332,8 @@ pub struct Engine<T> {
     unfinished: Vec<u32>,
     zeroing: Option<(u64, u32)>,
     zero_retry_at: Option<Duration>,
+    /// Zero-fills that failed in a row, those on a full disk left out.
+    spare_failures: u32,
     file_next: u32,
     sequence_next: u64,
     retention_check_at: Duration,
@@ -391,6 +396,7 @@ impl<T> Engine<T> {
             unfinished: opening.unfinished,
             zeroing: None,
             zero_retry_at: None,
+            spare_failures: 0,
             file_next: opening.next_file,
             sequence_next: opening.next_sequence,
             retention_check_at: Duration::ZERO,
@@ -507,7 +513,7 @@ impl<T> Engine<T> {
                 }
             }
         } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
-            self.spare_made(file, result);
+            self.spare_made(file, result, out);
         } else {
             panic!("completion {id} belongs to no operation");
         }
@@ -548,6 +554,9 @@ impl<T> Engine<T> {
     fn fail(&mut self, reason: String, out: &mut Output<T>) {
         let first = self.failed.is_none();
         let reason = self.failed.get_or_insert(reason).clone();
+        if first {
+            tracing::error!(%reason, "a write failed and fenced the log: it takes no more; what was acknowledged is safe");
+        }
         let refusal = AppendError::LogFailed { reason };
         for group in std::mem::take(&mut self.groups) {
             for ticket in group.appends.into_iter().filter_map(|pending| pending.ticket) {

@@ -126,10 +126,12 @@ impl<T> Engine<T> {
         out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes }));
     }
 
-    /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space.
-    pub(super) fn spare_made(&mut self, file: u32, result: Result<(), DiskError>) {
+    /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space. Nor is one zero-fill that
+    /// fails otherwise; but when all of them do and the log has no spare left, it has no disk any more.
+    pub(super) fn spare_made(&mut self, file: u32, result: Result<(), DiskError>, out: &mut Output<T>) {
         match result {
             Ok(()) => {
+                self.spare_failures = 0;
                 self.spares.push_back(file);
                 self.zero_retry_at = None;
             }
@@ -139,6 +141,11 @@ impl<T> Engine<T> {
                 }
                 self.unfinished.push(file);
                 self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
+                self.spare_failures = if error.is_full() { 0 } else { self.spare_failures + 1 };
+                let no_spare = self.spares.is_empty() && self.leaving.is_empty();
+                if no_spare && self.spare_failures >= super::SPARE_FAILURES_MAX {
+                    self.fail(error.to_string(), out);
+                }
             }
         }
     }

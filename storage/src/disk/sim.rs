@@ -8,7 +8,8 @@
 //!   completed. This breaks the contract of every disk, so it serves as a control: the checker must notice.
 //! - **Zero-fill.** Cut off by a power cut, the file is missing, too short, or whole with sectors that were never written: zeros or
 //!   garbage.
-//! - **EIO and short writes.** A write fails and leaves its sectors as a power cut would.
+//! - **EIO and short writes.** A write fails and leaves its sectors as a power cut would. A zero-fill fails with EIO, once or, as
+//!   on a file system that has shut itself down, from then on.
 //! - **ENOSPC.** A zero-fill fails while the disk is full; space may come back.
 //! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
 //! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
@@ -41,6 +42,8 @@ pub struct Faults {
     pub lie: f64,
     /// A write fails.
     pub write_error: f64,
+    /// A zero-fill fails with EIO.
+    pub zero_error: f64,
     /// An operation takes a hundred times as long.
     pub stall: f64,
     /// A write goes elsewhere.
@@ -277,6 +280,7 @@ impl SimDisk {
                 self.write(file, at, &data[..bytes]);
                 Ok(())
             }
+            DiskOp::Zero { file, .. } if fails => Err(DiskError::Io { verb: DiskVerb::ZeroFill, file, errno: Errno::IO }),
             DiskOp::Zero { file, bytes } => {
                 let segments = self.store().files.keys().filter(|file| matches!(file, FileId::Segment(_))).count();
                 if segments >= self.files_max && !self.store().files.contains_key(&file) {
@@ -322,7 +326,10 @@ impl Disk for SimDisk {
         if self.chance(self.faults.stall) {
             takes *= 100;
         }
-        let fails = matches!(op, DiskOp::Write { .. }) && self.chance(self.faults.write_error);
+        let fails = self.chance(match op {
+            DiskOp::Write { .. } => self.faults.write_error,
+            DiskOp::Zero { .. } => self.faults.zero_error,
+        });
         self.pending.push(Pending { id, due: self.now + takes, op, fails });
     }
 
