@@ -116,7 +116,7 @@ impl LogConfig {
             segment_bytes: 64 << 20,
             spare_segments: 2,
             frame_bytes_max: 8 << 20,
-            compress_from_bytes: Some(16 << 10),
+            compress_from_bytes: Some(8 << 10),
             tail_cache_bytes: 64 << 20,
             idle_watermark: Duration::from_millis(20),
             backend: BackendChoice::Auto,

@@ -155,9 +155,12 @@ impl<T> Engine<T> {
             return (None, Effort::default());
         }
         let begin = (self.stopwatch)();
-        let pays = self.compressor.pays();
+        let pays = self.compressor.pays(self.now.monotonic);
         let packed = pays.then(|| self.compressor.compress(raw, directory_end, payload, &self.pool)).flatten();
         let compressing = (self.stopwatch)().saturating_sub(begin);
+        if pays {
+            self.compressor.took(compressing);
+        }
         (packed, Effort { raw_bytes: payload, zstd: false, compressing })
     }
 

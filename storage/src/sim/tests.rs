@@ -30,7 +30,9 @@ fn looks_sound(disk: &SimDisk) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("wal")).unwrap();
     for (file, data) in disk.image() {
-        std::fs::write(dir.path().join(file.relative_path()), data).unwrap();
+        let path = dir.path().join(file.relative_path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, data).unwrap();
     }
     match check(dir.path(), CheckOptions { jobs: NonZeroUsize::new(1) }, &|_| {}) {
         Ok(report) => {
