@@ -113,7 +113,9 @@ impl Log {
     /// Opens or makes the volume in `config.dir`, recovers it and starts the log thread.
     pub fn open(config: LogConfig) -> Result<(Log, RecoveryReport), OpenError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let OpenedDisk { mut disk, reader, cold, probe } = disk::open(&config.dir, config.backend)?;
+        // One sort's output, should nothing of it compress.
+        let headroom = config.cold.as_ref().map_or(0, |cold| cold.sort_bytes.max(config.segment_bytes));
+        let OpenedDisk { mut disk, reader, cold, probe } = disk::open_with_headroom(&config.dir, config.backend, headroom)?;
         sync_files(&config.dir)?;
         let clock = Clock::new();
         let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];

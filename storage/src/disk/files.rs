@@ -37,6 +37,7 @@ pub(super) struct DataDir {
     root: PathBuf,
     direct: bool,
     sync: DsyncMode,
+    headroom_bytes: u64,
 }
 
 const WAL: &str = "wal";
@@ -44,7 +45,17 @@ const COLD: &str = "cold";
 
 impl DataDir {
     pub(super) fn new(root: &Path, direct: bool, sync: DsyncMode) -> Self {
-        Self { root: root.to_owned(), direct, sync }
+        Self { root: root.to_owned(), direct, sync, headroom_bytes: 0 }
+    }
+
+    pub(super) fn with_headroom(self, headroom_bytes: u64) -> Self {
+        Self { headroom_bytes, ..self }
+    }
+
+    /// Whether a new file of so many bytes leaves the headroom free. Where the file system does not say, it does.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let Ok(stat) = rustix::fs::statvfs(&self.root) else { return true };
+        self.headroom_bytes == 0 || stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes.saturating_add(self.headroom_bytes)
     }
 
     pub(super) fn sync_mode(&self) -> DsyncMode {

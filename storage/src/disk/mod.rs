@@ -421,9 +421,15 @@ pub type ColdOpener = Box<dyn FnOnce(Option<u64>, Arc<AtomicBool>) -> Box<dyn Co
 /// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
 /// backend that fits. The caller holds the directory's lock.
 pub fn open(root: &Path, choice: BackendChoice) -> Result<OpenedDisk, DiskError> {
+    open_with_headroom(root, choice, 0)
+}
+
+/// The same. New segment files are refused as if the disk were full while they would leave less than `headroom_bytes` of it: the
+/// cold tier needs that much to make room.
+pub fn open_with_headroom(root: &Path, choice: BackendChoice, headroom_bytes: u64) -> Result<OpenedDisk, DiskError> {
     files::DataDir::prepare(root)?;
     let probe = probe::run(root, choice)?;
-    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode);
+    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode).with_headroom(headroom_bytes);
     let uring = probe.backend == Backend::Uring;
     let disk: Box<dyn Disk> =
         if uring { Box::new(uring::UringDisk::open(dir.clone())?) } else { Box::new(plain::PlainDisk::open(dir.clone())?) };
