@@ -136,6 +136,8 @@ pub struct Tables {
     pub tiered: bool,
     /// Cold segments, in order of their frames. Readers take a copy of the pointer.
     pub cold: Arc<Vec<Arc<ColdPlace>>>,
+    /// Bytes of their files.
+    pub cold_bytes: u64,
 }
 
 impl Tables {
@@ -164,6 +166,7 @@ impl Tables {
     /// A cold segment counts from now on.
     pub fn add_cold(&mut self, place: ColdPlace) {
         let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
+        self.cold_bytes += place.entry.file_bytes;
         let cold = Arc::make_mut(&mut self.cold);
         let at = cold.partition_point(|other| key(other) < key(&place));
         cold.insert(at, Arc::new(place));
@@ -172,6 +175,7 @@ impl Tables {
     /// It counts no more.
     pub fn remove_cold(&mut self, number: u32) {
         Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
+        self.cold_bytes = self.cold.iter().map(|place| place.entry.file_bytes).sum();
     }
 
     /// Raises the first offset kept; never beyond the end, never back.

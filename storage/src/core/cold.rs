@@ -26,6 +26,9 @@ const SEGMENTS_PER_SORT: usize = 2;
 /// Wait before a job that failed is tried again.
 const JOB_RETRY: Duration = Duration::from_secs(1);
 
+/// What needs no news to become due: age, and space that somebody else took.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// The engine's side of the cold tier.
 #[derive(Debug)]
 pub(super) struct Cold {
@@ -48,6 +51,8 @@ pub(super) struct Cold {
     leaving: Vec<u32>,
     cleaned: bool,
     retry_at: Option<Duration>,
+    /// Nothing was to do: not looked at again before this, unless something happens.
+    look_at: Duration,
     /// The last job failed for want of space.
     pub(super) disk_full: bool,
 }
@@ -105,6 +110,7 @@ impl Cold {
             leaving: Vec::new(),
             cleaned: false,
             retry_at: None,
+            look_at: Duration::ZERO,
             disk_full: false,
         }
     }
@@ -139,6 +145,7 @@ impl Cold {
 impl<T> Engine<T> {
     /// A job is done, or failed.
     pub fn job_done(&mut self, result: Result<Done, JobError>) {
+        self.cold_has_news();
         let now = self.now.monotonic;
         let Some(cold) = &mut self.cold else { return };
         let running = cold.running.take().expect("one job at a time, and each is answered once");
@@ -263,6 +270,7 @@ impl<T> Engine<T> {
         edit.submitted = false;
         if edit.appends.is_empty() {
             cold.edit = None;
+            cold.look_at = Duration::ZERO;
         }
     }
 
@@ -295,11 +303,18 @@ impl<T> Engine<T> {
         }
     }
 
+    /// Something has happened that may have made a job due.
+    pub(super) fn cold_has_news(&mut self) {
+        if let Some(cold) = &mut self.cold {
+            cold.look_at = Duration::ZERO;
+        }
+    }
+
     /// Hands out the next job, if there is one to do.
     pub(super) fn next_job(&mut self, out: &mut Output<T>) {
         let (now, at_work) = (self.now.monotonic, self.is_at_work());
         let Some(cold) = &mut self.cold else { return };
-        if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) {
+        if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) || now < cold.look_at {
             return;
         }
         let (running, job) = if !cold.cleaned {
@@ -315,6 +330,7 @@ impl<T> Engine<T> {
         } else if let Some((inputs, compact)) = self.segments_to_merge() {
             self.merge_job(inputs, compact)
         } else {
+            self.cold.as_mut().expect("looked at before").look_at = now + LOOK_EVERY;
             return;
         };
         self.cold.as_mut().expect("looked at before").running = Some(running);

@@ -460,6 +460,7 @@ impl<T> Engine<T> {
         if let Some(cold) = &mut self.cold {
             cold.policies.insert(class, policy);
         }
+        self.cold_has_news();
     }
 
     /// When `step` wants to be called again although nothing happened.
@@ -624,7 +625,7 @@ impl<T> Engine<T> {
         stats.tail_cache_bytes = tail_cache_bytes;
         (stats.cold_segments, stats.cold_bytes) = {
             let tables = self.view.tables();
-            (tables.cold.len() as u64, tables.cold.iter().map(|place| place.entry.file_bytes).sum())
+            (tables.cold.len() as u64, tables.cold_bytes)
         };
         stats.cold_busy = self.cold_is_busy();
         stats.disk_full = self.disk_is_full();

@@ -14,6 +14,7 @@ impl<T> Engine<T> {
     /// The next frame needs a new segment: header and snapshot first.
     pub(super) fn roll(&mut self, out: &mut Output<T>) {
         assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
+        self.cold_has_news();
         let own_waits = self.groups.is_empty() || self.groups.iter().any(|group| group.own);
         let of_own = if own_waits { 0 } else { self.spares_of_own() };
         let short = self.disk_is_full() || self.wal_is_at_its_bound();
@@ -139,6 +140,7 @@ impl<T> Engine<T> {
                 if self.zero_retry_at.is_none() {
                     tracing::warn!(%error, "no spare segment could be made; trying again");
                 }
+                self.cold_has_news();
                 self.unfinished.push(file);
                 self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
                 self.spare_failures = if error.is_full() { 0 } else { self.spare_failures + 1 };
