@@ -108,6 +108,8 @@ pub struct LogStats {
     pub cold_segments: u64,
     /// Bytes of their files.
     pub cold_bytes: u64,
+    /// Bytes of the record batches in them, before compression: what retention by bytes counts.
+    pub cold_batch_bytes: u64,
     /// Bytes of WAL frames the sorter has read.
     pub sorted_from_bytes: u64,
     /// Bytes of batches it has put into cold segments, before compression.

@@ -622,9 +622,12 @@ impl<T> Engine<T> {
         stats.index_entries = index_entries;
         stats.meta_bytes = self.meta_bytes as u64;
         stats.tail_cache_bytes = tail_cache_bytes;
-        (stats.cold_segments, stats.cold_bytes) = {
+        (stats.cold_segments, stats.cold_bytes, stats.cold_batch_bytes) = {
             let tables = self.view.tables();
-            (tables.cold.len() as u64, tables.cold.iter().map(|place| place.entry.file_bytes).sum())
+            let sum = |bytes: fn(&crate::cold::manifest::ManifestEntry) -> u64| {
+                tables.cold.iter().map(|place| bytes(&place.entry)).sum()
+            };
+            (tables.cold.len() as u64, sum(|entry| entry.file_bytes), sum(|entry| entry.batch_bytes))
         };
         stats.disk_full = self.disk_is_full();
         stats.failed.clone_from(&self.failed);
