@@ -241,8 +241,8 @@ fn full_disk_takes_from_the_topic_that_gives_way() {
 fn dropped_oldest(mount: &Path) {
     let site = site(
         &mount.join("site"),
-        "[log]\nsegment_bytes = \"2MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n\
-         [cold]\nsort_bytes = \"2MiB\"\nsort_memory_bytes = \"2MiB\"\nlog_bytes_max = \"8MiB\"\n[limits]\nbatch_bytes_max = \"512KiB\"\n",
+        "[log]\nsegment_bytes = \"4MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n\
+         [cold]\nsort_bytes = \"4MiB\"\nsort_memory_bytes = \"4MiB\"\nlog_bytes_max = \"16MiB\"\n[limits]\nbatch_bytes_max = \"512KiB\"\n",
     );
     let _node = site.start().unwrap();
     site.ok(&["topic", "create", "t.kept", "--partitions", "1"], "");
@@ -252,9 +252,9 @@ fn dropped_oldest(mount: &Path) {
     let lines = |random: &mut fastrand::Rng| -> String { (0..2000).map(|_| line(random) + "\n").collect() };
     let kept = lines(&mut random);
     site.ok(&["produce", "t.kept"], &kept);
-    // Two and a half times what the disk holds: nothing is refused.
+    // Half as much again as the disk holds: nothing is refused.
     let mut last = String::new();
-    for _ in 0..60 {
+    for _ in 0..36 {
         last = lines(&mut random);
         site.ok(&["produce", "t.loose", "--delivery-timeout", "60s"], &last);
     }
