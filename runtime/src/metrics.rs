@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use weir_pipeline::StageSnapshot;
+use weir_storage::LogStats;
 
 use crate::broker::lock;
 
@@ -121,6 +122,51 @@ pub struct Levels {
     pub log_queue_appends: Level,
     /// Segment files.
     pub log_segments: Level,
+    /// Bytes of record batches committed since the start.
+    pub log_batch_bytes: Level,
+    /// Stretches of durable frames found damaged since the start.
+    pub log_damaged_frames: Level,
+    /// Cold segments.
+    pub cold_segments: Level,
+    /// Bytes of their files.
+    pub cold_bytes: Level,
+    /// Bytes of record batches in them, before compression.
+    pub cold_batch_bytes: Level,
+    /// Bytes that sorting wrote since the start.
+    pub cold_sorted_bytes: Level,
+    /// Bytes that merging and compaction wrote since the start.
+    pub cold_merged_bytes: Level,
+    /// Cold segments that retention removed since the start.
+    pub cold_expired: Level,
+    /// Cold segments removed because the disk was full, since the start.
+    pub cold_dropped_for_space: Level,
+    /// Records that compaction left out since the start.
+    pub records_compacted: Level,
+    /// Bytes written to the disk for each byte of record batches, since the start.
+    pub write_amplification: Gauge<f64, AtomicU64>,
+}
+
+/// Bytes written for each byte of record batches; none before the first.
+pub fn write_amplification(stats: &LogStats) -> Option<f64> {
+    let written = stats.written_bytes + stats.sorted_to_bytes + stats.merged_to_bytes;
+    (stats.batch_bytes > 0).then(|| written as f64 / stats.batch_bytes as f64)
+}
+
+impl Levels {
+    /// Takes over what the log says of its cold tier.
+    pub fn set_cold(&self, stats: &LogStats) {
+        self.log_batch_bytes.set(stats.batch_bytes);
+        self.log_damaged_frames.set(stats.damaged_frames);
+        self.cold_segments.set(stats.cold_segments);
+        self.cold_bytes.set(stats.cold_bytes);
+        self.cold_batch_bytes.set(stats.cold_batch_bytes);
+        self.cold_sorted_bytes.set(stats.sorted_to_bytes);
+        self.cold_merged_bytes.set(stats.merged_to_bytes);
+        self.cold_expired.set(stats.segments_expired);
+        self.cold_dropped_for_space.set(stats.segments_dropped_for_space);
+        self.records_compacted.set(stats.records_compacted);
+        self.write_amplification.set(write_amplification(stats).unwrap_or(0.0));
+    }
 }
 
 impl Default for Metrics {
@@ -180,7 +226,7 @@ impl Metrics {
 
     fn register_levels(&mut self) {
         let levels = &self.levels;
-        let gauges: [(&str, &str, &Level); 12] = [
+        let gauges: [(&str, &str, &Level); 22] = [
             ("ingest_in_flight_bytes", "Received and not yet durable", &levels.ingest_bytes_in_flight),
             ("topics", "Topics", &levels.topics),
             ("partitions", "Partitions", &levels.partitions),
@@ -193,10 +239,25 @@ impl Metrics {
             ("log_written_bytes", "Bytes written since the start", &levels.log_bytes),
             ("log_queue_appends", "Appends waiting for a frame", &levels.log_queue_appends),
             ("log_segments", "Segment files", &levels.log_segments),
+            ("log_batch_bytes", "Bytes of record batches committed since the start", &levels.log_batch_bytes),
+            ("log_damaged_frames", "Stretches of durable frames found damaged since the start", &levels.log_damaged_frames),
+            ("cold_segments", "Cold segments", &levels.cold_segments),
+            ("cold_bytes", "Bytes of cold segments", &levels.cold_bytes),
+            ("cold_batch_bytes", "Bytes of record batches in cold segments: what retention counts", &levels.cold_batch_bytes),
+            ("cold_sorted_bytes", "Bytes that sorting wrote since the start", &levels.cold_sorted_bytes),
+            ("cold_merged_bytes", "Bytes that merging and compaction wrote since the start", &levels.cold_merged_bytes),
+            ("cold_segments_expired", "Cold segments that retention removed since the start", &levels.cold_expired),
+            ("cold_segments_dropped", "Cold segments removed for want of space since the start", &levels.cold_dropped_for_space),
+            ("records_compacted", "Records that compaction left out since the start", &levels.records_compacted),
         ];
         for (name, help, gauge) in gauges {
             self.registry.register(name, help, gauge.clone());
         }
+        self.registry.register(
+            "log_write_amplification",
+            "Bytes written for each byte of record batches since the start",
+            levels.write_amplification.clone(),
+        );
     }
 
     /// The counters of a topic.

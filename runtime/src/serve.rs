@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use weir_storage::{BackendChoice, Log, LogConfig, OpenError, RecoveryReport};
+use weir_storage::{BackendChoice, ColdConfig, Log, LogConfig, OpenError, RecoveryReport};
 
 use crate::broker::{Broker, BrokerError};
-use crate::config::{Backend, Config};
+use crate::config::{Backend, ColdSection, Config};
 use crate::door::native::{DoorError, NativeDoor};
 use crate::http::{Health, HttpServer};
 use crate::metrics::Metrics;
@@ -182,13 +182,30 @@ pub(crate) fn log_config(config: &Config) -> LogConfig {
         Backend::Uring => BackendChoice::Uring,
         Backend::Plain => BackendChoice::Plain,
     };
-    log.retention_bytes = Some(section.retention_bytes).filter(|bytes| *bytes > 0);
-    log.retention_age = Some(section.retention_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
+    log.accept_fenced = section.accept_fenced;
+    log.cold = cold_config(&config.cold);
+    // With a cold tier retention is a matter of classes: see `broker/classes.rs`.
+    if log.cold.is_none() {
+        log.retention_bytes = Some(section.retention_bytes).filter(|bytes| *bytes > 0);
+        log.retention_age = Some(section.retention_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
+    }
     log.meta_bytes_max = section.metadata_bytes_max as usize;
     log.index_entries_max = section.index_entries_max as usize;
     log.node_id = uuid::Uuid::parse_str(&config.node.id).ok().map(uuid::Uuid::into_bytes);
     log.producers_max = config.limits.producers_max as usize;
     log
+}
+
+fn cold_config(section: &ColdSection) -> Option<ColdConfig> {
+    section.enabled.then(|| ColdConfig {
+        sort_bytes: section.sort_bytes,
+        sort_age: Duration::from_millis(section.sort_age_ms),
+        sort_memory_bytes: section.sort_memory_bytes as usize,
+        wal_bytes_max: section.log_bytes_max,
+        key_map_bytes_max: section.key_map_bytes_max as usize,
+        bandwidth_bytes_max: Some(section.bandwidth_bytes_max).filter(|bytes| *bytes > 0),
+        ..ColdConfig::default()
+    })
 }
 
 fn say_started(door: &NativeDoor, http: Option<&HttpServer>, report: &RecoveryReport, began: Instant) {

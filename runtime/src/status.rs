@@ -9,6 +9,7 @@ use weir_storage::{LogStats, RecoveryReport};
 
 use crate::broker::Broker;
 use crate::config::Config;
+use crate::metrics::write_amplification;
 
 /// Topics listed one by one; the count is always told.
 const TOPICS_LISTED_MAX: usize = 1_000;
@@ -54,6 +55,7 @@ impl NodeStatus {
             "ready": self.broker.log().stats().failed.is_none(),
             "recovery": self.recovery,
             "disk": disk_json(self.broker.log().probe()),
+            "cold": cold_json(&self.broker.log().stats()),
             "log": log_json(&self.broker.log().stats()),
             "topics_total": topics.len(),
             "topics": listed,
@@ -123,7 +125,24 @@ fn log_json(stats: &LogStats) -> Value {
         "partitions": stats.partitions,
         "meta_bytes": stats.meta_bytes,
         "index_entries": stats.index_entries,
+        "damaged_frames": stats.damaged_frames,
         "disk_full": stats.disk_full,
         "failed": stats.failed,
+    })
+}
+
+fn cold_json(stats: &LogStats) -> Value {
+    json!({
+        "segments": stats.cold_segments,
+        "bytes": stats.cold_bytes,
+        "batch_bytes": stats.cold_batch_bytes,
+        "sorted_from_bytes": stats.sorted_from_bytes,
+        "sorted_to_bytes": stats.sorted_to_bytes,
+        "merged_from_bytes": stats.merged_from_bytes,
+        "merged_to_bytes": stats.merged_to_bytes,
+        "write_amplification": write_amplification(stats),
+        "segments_expired": stats.segments_expired,
+        "segments_dropped_for_space": stats.segments_dropped_for_space,
+        "records_compacted": stats.records_compacted,
     })
 }

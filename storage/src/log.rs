@@ -292,6 +292,13 @@ impl LogHandle {
         self.shared.wake(true);
     }
 
+    /// Classes that have cold segments, in order.
+    pub fn cold_classes(&self) -> Vec<ClassId> {
+        let places = Arc::clone(&self.shared.view.tables().cold);
+        let classes: std::collections::BTreeSet<ClassId> = places.iter().map(|place| ClassId(place.entry.class)).collect();
+        classes.into_iter().collect()
+    }
+
     /// Calls `listener` from the log thread after each commit, with the partitions that grew.
     pub fn on_commit(&self, listener: CommitListener) {
         self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);

@@ -110,6 +110,8 @@ pub struct LogStats {
     pub cold_bytes: u64,
     /// The sorter is at work, or what it has done is being written down.
     pub cold_busy: bool,
+    /// Bytes of the record batches in them, before compression: what retention by bytes counts.
+    pub cold_batch_bytes: u64,
     /// Bytes of WAL frames the sorter has read.
     pub sorted_from_bytes: u64,
     /// Bytes of batches it has put into cold segments, before compression.

@@ -138,6 +138,8 @@ pub struct Tables {
     pub cold: Arc<Vec<Arc<ColdPlace>>>,
     /// Bytes of their files.
     pub cold_bytes: u64,
+    /// Bytes of the record batches in them, before compression.
+    pub cold_batch_bytes: u64,
 }
 
 impl Tables {
@@ -167,6 +169,7 @@ impl Tables {
     pub fn add_cold(&mut self, place: ColdPlace) {
         let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
         self.cold_bytes += place.entry.file_bytes;
+        self.cold_batch_bytes += place.entry.batch_bytes;
         let cold = Arc::make_mut(&mut self.cold);
         let at = cold.partition_point(|other| key(other) < key(&place));
         cold.insert(at, Arc::new(place));
@@ -176,6 +179,7 @@ impl Tables {
     pub fn remove_cold(&mut self, number: u32) {
         Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
         self.cold_bytes = self.cold.iter().map(|place| place.entry.file_bytes).sum();
+        self.cold_batch_bytes = self.cold.iter().map(|place| place.entry.batch_bytes).sum();
     }
 
     /// Raises the first offset kept; never beyond the end, never back.

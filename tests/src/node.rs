@@ -97,7 +97,12 @@ impl Site {
 
     /// Starts the node and waits until it is ready; its log when it does not get there.
     pub fn start(&self) -> Result<Node, String> {
-        let mut node = self.spawn().map_err(|error| error.to_string())?;
+        self.start_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(&self, args: &[&str]) -> Result<Node, String> {
+        let mut node = self.spawn_with(args).map_err(|error| error.to_string())?;
         let begin = Instant::now();
         while http_status(self.http, "/readyz") != Some(200) {
             if let Ok(Some(status)) = node.child.try_wait() {
@@ -113,10 +118,15 @@ impl Site {
 
     /// Starts the node and does not wait.
     pub fn spawn(&self) -> std::io::Result<Node> {
+        self.spawn_with(&[])
+    }
+
+    fn spawn_with(&self, args: &[&str]) -> std::io::Result<Node> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("node.log"))?;
         let child = Command::new(&self.weir)
             .args(["serve", "--config"])
             .arg(self.config())
+            .args(args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

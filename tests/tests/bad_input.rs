@@ -4,7 +4,9 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
 
-use weir_tests::node::{Site, weir_beside_us};
+use weir_storage::format::BLOCK;
+use weir_storage::format::superblock::{Slot, Superblock, VolumeState};
+use weir_tests::node::{Site, http_get, weir_beside_us};
 
 fn site(dir: &Path, more: &str) -> Site {
     Site::make(&weir_beside_us(), dir, more).expect("a site can be made")
@@ -186,4 +188,81 @@ fn full_disk(mount: &Path) {
     let again = site.ok(&["consume", "t.full", "-o", "beginning", "-e", "-f", "%s\n"], "");
     assert!(again.lines().zip(&acknowledged).all(|(stored, acknowledged)| stored == acknowledged));
     assert!(again.lines().count() >= acknowledged.len());
+}
+
+#[test]
+fn a_fenced_log_opens_again_when_the_operator_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(dir.path(), "");
+    let node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.x", "-p", "1"], "");
+    site.ok(&["produce", "t.x"], "kept\n");
+    node.stop().unwrap();
+    fence(&site.data().join("superblock"));
+    assert_says(&refusal(&site), &["a write to this volume failed", "weir serve --set log.accept_fenced=true"]);
+    let node = site.start_with(&["--set", "log.accept_fenced=true"]).unwrap();
+    assert_eq!(site.ok(&["consume", "t.x", "-o", "beginning", "-e"], ""), "kept\n");
+    node.stop().unwrap();
+    // Once is enough.
+    let _again = site.start().unwrap();
+}
+
+/// As a node leaves it whose disk refused a write.
+fn fence(superblock: &Path) {
+    let mut bytes = std::fs::read(superblock).unwrap();
+    let slots = bytes.chunks(BLOCK).filter_map(|block| match Superblock::decode(block) {
+        Slot::Good(superblock) => Some(superblock),
+        _ => None,
+    });
+    let mut newest = slots.max_by_key(|superblock| superblock.generation).expect("a volume has a superblock");
+    newest.state = VolumeState::Fenced;
+    let at = newest.slot_at() as usize;
+    bytes[at..at + BLOCK].copy_from_slice(&newest.encode());
+    std::fs::write(superblock, bytes).unwrap();
+}
+
+#[test]
+fn full_disk_takes_from_the_topic_that_gives_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "weir-test"]).arg(&mount).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED full_disk_takes_from_the_topic_that_gives_way: mounting a small file system needs root");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| dropped_oldest(&mount));
+    let _ = Command::new("umount").arg(&mount).status();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn dropped_oldest(mount: &Path) {
+    let site = site(
+        &mount.join("site"),
+        "[log]\nsegment_bytes = \"4MiB\"\nspare_segments = 1\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n\
+         [cold]\nsort_bytes = \"4MiB\"\nsort_memory_bytes = \"4MiB\"\nlog_bytes_max = \"16MiB\"\n[limits]\nbatch_bytes_max = \"512KiB\"\n",
+    );
+    let _node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.kept", "--partitions", "1"], "");
+    site.ok(&["topic", "create", "t.loose", "--partitions", "1", "--set", "when.full=drop_oldest"], "");
+    let mut random = fastrand::Rng::with_seed(12);
+    let line = |random: &mut fastrand::Rng| -> String { (0..1000).map(|_| random.alphanumeric()).collect() };
+    let lines = |random: &mut fastrand::Rng| -> String { (0..2000).map(|_| line(random) + "\n").collect() };
+    let kept = lines(&mut random);
+    site.ok(&["produce", "t.kept"], &kept);
+    // Half as much again as the disk holds: nothing is refused.
+    let mut last = String::new();
+    for _ in 0..36 {
+        last = lines(&mut random);
+        site.ok(&["produce", "t.loose", "--delivery-timeout", "60s"], &last);
+    }
+    let loose = site.ok(&["consume", "t.loose", "-o", "beginning", "-e", "-f", "%s\n"], "");
+    assert!(loose.ends_with(&last), "the newest records stay");
+    assert!(loose.len() < 48 << 20);
+    assert!(site.ok(&["consume", "t.kept", "-o", "beginning", "-e", "-f", "%s\n"], "") == kept, "the other topic is not touched");
+    let metrics = http_get(site.http, "/metrics").expect("metrics");
+    let dropped = metrics.lines().find_map(|line| line.strip_prefix("weir_cold_segments_dropped ")).expect("counted");
+    assert!(dropped.trim().parse::<u64>().expect("a number") > 0);
 }

@@ -46,3 +46,22 @@ fn commands_leave_no_connection_behind() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
+
+#[test]
+fn the_latest_value_of_a_key_and_settings_from_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::make(&weir_beside_us(), dir.path(), "").unwrap();
+    let _node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.state", "-p", "5", "--set", "cleanup.policy=compact"], "");
+    site.ok(&["produce", "t.state", "-K", ":"], "a:1\nb:2\na:3\nc:4\n");
+    assert_eq!(site.ok(&["topic", "latest", "t.state", "a"], ""), "3\n");
+    assert!(site.ok(&["topic", "latest", "t.state", "b", "--json"], "").contains(r#""value":"2""#));
+    let none = site.run_as("admin", &["topic", "latest", "t.state", "z"], "").unwrap();
+    assert_eq!((none.status.code(), none.stdout.as_slice()), (Some(1), &b""[..]));
+    let keyless = site.run_as("admin", &["produce", "t.state"], "no key\n").unwrap();
+    assert_eq!(keyless.status.code(), Some(4), "{}", String::from_utf8_lossy(&keyless.stderr));
+    site.ok(&["topic", "set", "t.state", "delete.retention.ms=1h", "x-site=north"], "");
+    site.ok(&["topic", "set", "t.state", "x-site="], "");
+    let about = site.ok(&["topic", "describe", "t.state"], "");
+    assert!(about.contains("delete.retention.ms=1h") && !about.contains("x-site"), "{about}");
+}

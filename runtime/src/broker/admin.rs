@@ -41,9 +41,19 @@ impl Broker {
         self.acl.check(principal, Right::Admin, name)?;
         let partitions = if partitions == 0 { self.topic_default_partitions } else { partitions };
         let _admin = self.admin.lock().await;
-        let topic = self.topics.create(&self.log, &self.writer, name, partitions, settings).await?;
+        let topic = self.topics.create((&self.log, &self.writer), &self.classes, name, partitions, settings).await?;
         tracing::info!(topic = name, partitions, principal, "topic created");
         Ok(topic)
+    }
+
+    /// Changes settings of a topic; an empty value takes a setting away.
+    pub async fn set_topic(&self, principal: &str, name: &str, change: Vec<(String, String)>) -> Result<(), Refusal> {
+        self.acl.check(principal, Right::Admin, name)?;
+        let _admin = self.admin.lock().await;
+        let topic = self.topics.get(name)?;
+        self.topics.set((&self.log, &self.writer), &self.classes, &topic, change).await?;
+        tracing::info!(topic = name, settings = ?topic.settings(), principal, "topic settings changed");
+        Ok(())
     }
 
     /// A producer's first batch creates its topic, where the operator allows that.
@@ -53,7 +63,8 @@ impl Broker {
             Ok(topic) => Ok(topic),
             Err(_) => {
                 let partitions = self.topic_default_partitions;
-                let topic = self.topics.create(&self.log, &self.writer, name, partitions, Vec::new()).await?;
+                let log = (&self.log, &self.writer);
+                let topic = self.topics.create(log, &self.classes, name, partitions, Vec::new()).await?;
                 tracing::info!(topic = name, partitions, "topic created by its first producer");
                 Ok(topic)
             }
@@ -71,7 +82,7 @@ impl Broker {
         let topic = self.topics.get(name)?;
         let mut also = self.groups.deletes_of_topic(&self.log, name);
         also.push(pipelines::delete_op(name));
-        self.topics.delete(&self.writer, name, also).await?;
+        self.topics.delete((&self.log, &self.writer), &self.classes, name, also).await?;
         self.groups.recount(&self.log);
         // Live subscriptions look, and find that it is gone.
         self.tails.committed(&topic.partitions);

@@ -208,6 +208,9 @@ impl Lane {
                 return self.through(attached, checked, budget, guard).await;
             }
         }
+        if core.topic.is_compacted() && !core.is_durable(&checked.id) {
+            core.topic.check_keys(&checked.batch)?;
+        }
         let append = Append {
             entries: vec![main_entry(checked.partition, checked.batch, checked.id.record_count, checked.max_timestamp)],
             mark: Some(core.mark(&checked.id, checked.partition)),
@@ -321,12 +324,14 @@ impl LaneCore {
         let stored = match output.main {
             weir_pipeline::Main::Unchanged => {
                 let count = checked.id.record_count;
+                self.topic.check_keys(&checked.batch)?;
                 entries.push(main_entry(checked.partition, checked.batch, count, checked.max_timestamp));
                 count
             }
             weir_pipeline::Main::Rebuilt { batch, record_count, max_timestamp } => {
                 // What a frame to a consumer cannot carry must not be stored as one batch.
                 let batches = routing::cut(batch, self.ingest.batch_bytes_max as usize)?;
+                self.topic.check_keys(&batches)?;
                 entries.push(main_entry(checked.partition, batches, record_count, max_timestamp));
                 record_count
             }

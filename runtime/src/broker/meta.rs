@@ -18,6 +18,10 @@ pub(crate) const POSITIONS: &[u8] = b"g";
 pub(crate) const PIPELINES: &[u8] = b"l";
 /// `w` plugin name, version → plugin file.
 pub(crate) const PLUGINS: &[u8] = b"w";
+/// `k` class number (u32, big-endian) → how its records are kept.
+pub(crate) const CLASSES: &[u8] = b"k";
+/// Next class number.
+pub(crate) const NEXT_CLASS: &[u8] = b"c:class";
 /// Next global partition number.
 pub(crate) const NEXT_PARTITION: &[u8] = b"c:partition";
 /// Next topic number.

@@ -7,6 +7,7 @@
 
 mod acl;
 mod admin;
+mod classes;
 mod fetch;
 mod groups;
 pub mod ingest;
@@ -17,6 +18,7 @@ mod plugins;
 mod producers;
 mod refusal;
 mod routing;
+mod settings;
 mod topics;
 mod writer;
 
@@ -26,7 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use weir_pipeline::{HostConfig, HostError, PluginHost, ShardPool};
-use weir_storage::{LogHandle, PartitionBounds, ReadChunk};
+use weir_storage::{ClassPolicy, LogHandle, PartitionBounds, ReadChunk};
 
 pub use acl::{Acl, Identity, IdentityError};
 pub use admin::TopicInfo;
@@ -42,8 +44,9 @@ pub use refusal::Refusal;
 pub use topics::Topic;
 pub(crate) use writer::lock;
 
-use crate::config::{Config, PipelineConfig, Right};
+use crate::config::{Config, LogSection, PipelineConfig, Right};
 use crate::metrics::Metrics;
+use classes::Classes;
 use fetch::Tails;
 use groups::Groups;
 use ingest::{Budget, Ingest};
@@ -61,6 +64,7 @@ pub struct Broker {
     log: LogHandle,
     writer: LogWriter,
     topics: Arc<Topics>,
+    classes: Classes,
     producers: Producers,
     groups: Groups,
     plugins: Arc<Plugins>,
@@ -118,6 +122,7 @@ impl Broker {
         let limits = &config.limits;
         let (topics_max, partitions_max) = (limits.topics_max as usize, u64::from(limits.partitions_max));
         let topics = Arc::new(Topics::load(&log, &metrics, topics_max, partitions_max)?);
+        let classes = Classes::load(&log, default_policy(&config.log), config.cold.enabled, &topics.all())?;
         let producers = Producers::load(&log, limits.producers_max as usize)?;
         let groups = Groups::load(&log, limits.groups_max as usize, POSITIONS_OF_GROUP_MAX)?;
         let host = Arc::new(PluginHost::new(host_config(&config.pipeline))?);
@@ -137,6 +142,7 @@ impl Broker {
         Ok(Arc::new(Broker {
             writer: LogWriter::new(log.clone()),
             topics,
+            classes,
             producers,
             groups,
             plugins,
@@ -255,6 +261,7 @@ impl Broker {
         levels.log_bytes.set(stats.written_bytes);
         levels.log_queue_appends.set(stats.queue_depth);
         levels.log_segments.set(stats.segments);
+        levels.set_cold(&stats);
         let mut stages = Vec::new();
         for topic in &topics {
             if let Slot::Through(attached) = topic.slot() {
@@ -262,6 +269,15 @@ impl Broker {
             }
         }
         self.metrics.set_stages(stages.iter().map(|(topic, stage)| (&**topic, stage)));
+    }
+}
+
+/// How topics are kept that say nothing about it.
+fn default_policy(config: &LogSection) -> ClassPolicy {
+    ClassPolicy {
+        retention_ms: Some(config.retention_ms).filter(|ms| *ms > 0),
+        retention_bytes: Some(config.retention_bytes).filter(|bytes| *bytes > 0),
+        ..ClassPolicy::default()
     }
 }
 

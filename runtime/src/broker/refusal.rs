@@ -144,6 +144,14 @@ pub enum Refusal {
         /// What is wrong.
         reason: String,
     },
+    /// A compacted topic keeps the last record of each key.
+    #[error("topic {topic:?} is compacted and record {record} of the batch has no key; send each record with its key")]
+    RecordWithoutKey {
+        /// The topic.
+        topic: String,
+        /// Which of the batch, from 0.
+        record: usize,
+    },
     /// The batch is larger than the node takes.
     #[error("the batch makes {bytes} bytes and the node takes {max}; send smaller batches")]
     BatchTooLarge {

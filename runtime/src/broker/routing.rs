@@ -78,9 +78,12 @@ pub(crate) fn append_routed(
     let target = attached.targets.get(&*routed.topic).filter(|topic| !topic.is_deleted()).ok_or_else(unknown)?;
     let partitions = target.partition_count();
     let mut runs: BTreeMap<u32, Run> = BTreeMap::new();
-    for record in routed.records.iter() {
+    for (number, record) in routed.records.iter().enumerate() {
         let partition = match record.key {
             Some(key) => partition_for_key(key, partitions),
+            None if target.is_compacted() => {
+                return Err(Refusal::RecordWithoutKey { topic: target.name.to_string(), record: number });
+            }
             None => source_partition % partitions,
         };
         let run = runs.entry(partition).or_insert_with(|| Run::new(bytes_max));

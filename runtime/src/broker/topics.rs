@@ -7,22 +7,21 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use weir_batch::{BatchError, split_batches};
 use weir_storage::{Append, LogHandle, MetaOp, PartitionId, PartitionOp};
 
 use super::Refusal;
+use super::classes::{self, Classes};
 use super::meta::{self, MetaError, Reader, Writer, check_name};
 use super::pipelines::Slot;
+use super::settings::{self, SETTINGS_MAX, Settings};
 use super::writer::LogWriter;
 use crate::metrics::{Metrics, TopicMeters};
 
 /// Kafka's own limit, so that a topic keeps its name when it is forwarded.
 const TOPIC_NAME_BYTES_MAX: usize = 249;
-/// One append opens all partitions of a topic: 64 bytes each have to fit into a frame.
+/// One append opens all partitions of a topic and sets their class: 64 bytes each have to fit into a frame.
 const PARTITIONS_OF_TOPIC_MAX: u32 = 10_000;
-/// Settings a topic may carry, and their sizes.
-const SETTINGS_MAX: usize = 32;
-const SETTING_BYTES_MAX: usize = 1_024;
-
 const _: () = assert!(PARTITIONS_OF_TOPIC_MAX as usize * 64 < 1 << 20, "opening a topic fits a small frame");
 
 /// One topic.
@@ -34,8 +33,9 @@ pub struct Topic {
     pub id: u32,
     /// Numbers of its partitions in the log, by partition.
     pub partitions: Box<[PartitionId]>,
-    /// Its settings.
-    pub settings: Vec<(String, String)>,
+    settings: RwLock<Arc<Settings>>,
+    /// Whether records must have a key; from the settings.
+    compacted: AtomicBool,
     deleted: AtomicBool,
     slot: RwLock<Slot>,
     pub(crate) meters: TopicMeters,
@@ -57,6 +57,52 @@ impl Topic {
     /// How many partitions it has.
     pub fn partition_count(&self) -> u32 {
         self.partitions.len() as u32
+    }
+
+    fn new(name: &str, id: u32, partitions: Box<[PartitionId]>, settings: Settings, metrics: &Metrics) -> Topic {
+        Topic {
+            name: Arc::from(name),
+            id,
+            partitions,
+            compacted: AtomicBool::new(settings::is_compacted(&settings)),
+            settings: RwLock::new(Arc::new(settings)),
+            deleted: AtomicBool::new(false),
+            slot: RwLock::new(Slot::Direct),
+            meters: metrics.topic(name),
+        }
+    }
+
+    /// Its settings, as they were written.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether only the last record of a key is kept: then each record must have one.
+    pub fn is_compacted(&self) -> bool {
+        self.compacted.load(Ordering::Acquire)
+    }
+
+    /// Refuses record batches that lack a key the topic asks for.
+    pub(crate) fn check_keys(&self, batches: &[u8]) -> Result<(), Refusal> {
+        if !self.is_compacted() {
+            return Ok(());
+        }
+        let corrupt = |error: BatchError| Refusal::CorruptBatch { reason: error.to_string() };
+        let mut scratch = Vec::new();
+        for batch in split_batches(batches) {
+            let batch = batch.map_err(corrupt)?;
+            for (record, item) in batch.records(&mut scratch).map_err(corrupt)?.enumerate() {
+                if item.map_err(corrupt)?.key.is_none() {
+                    return Err(Refusal::RecordWithoutKey { topic: self.name.to_string(), record });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_settings(&self, settings: Settings) {
+        self.compacted.store(settings::is_compacted(&settings), Ordering::Release);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
     /// Whether it was deleted since this handle was taken.
@@ -118,11 +164,11 @@ impl Topics {
     /// Creates a topic; durable when it returns. The caller holds the admin lock.
     pub(crate) async fn create(
         &self,
-        log: &LogHandle,
-        writer: &LogWriter,
+        (log, writer): (&LogHandle, &LogWriter),
+        classes: &Classes,
         name: &str,
         partitions: u32,
-        settings: Vec<(String, String)>,
+        settings: Settings,
     ) -> Result<Arc<Topic>, Refusal> {
         self.check_new(name, partitions, &settings)?;
         let internal = |error: MetaError| Refusal::Internal { reason: error.to_string() };
@@ -132,29 +178,47 @@ impl Topics {
         if id >= u64::from(u32::MAX) || next >= u64::from(u32::MAX) {
             return Err(Refusal::Quota { what: "all 32-bit topic or partition numbers of this node were used".into() });
         }
-        let topic = Topic {
-            name: Arc::from(name),
-            id: id as u32,
-            partitions: (first..next).map(|number| PartitionId(number as u32)).collect(),
-            settings,
-            deleted: AtomicBool::new(false),
-            slot: RwLock::new(Slot::Direct),
-            meters: self.metrics.topic(name),
-        };
-        let append = Append {
-            entries: Vec::new(),
-            mark: None,
-            meta: vec![
-                MetaOp::Put { key: key(name), value: encode(&topic) },
-                MetaOp::Put { key: meta::NEXT_TOPIC.to_vec(), value: meta::counter(id + 1) },
-                MetaOp::Put { key: meta::NEXT_PARTITION.to_vec(), value: meta::counter(next) },
-            ],
-            partitions: topic.partitions.iter().copied().map(PartitionOp::Open).collect(),
-        };
-        writer.submit(append).durable().await?;
+        let partitions = (first..next).map(|number| PartitionId(number as u32)).collect();
+        let topic = Topic::new(name, id as u32, partitions, settings, &self.metrics);
+        let class = classes.choose(log, topic.id, &topic.settings())?;
+        let mut meta = vec![
+            MetaOp::Put { key: key(name), value: encode(&topic) },
+            MetaOp::Put { key: meta::NEXT_TOPIC.to_vec(), value: meta::counter(id + 1) },
+            MetaOp::Put { key: meta::NEXT_PARTITION.to_vec(), value: meta::counter(next) },
+        ];
+        meta.extend(class.meta.iter().cloned());
+        let mut partitions: Vec<_> = topic.partitions.iter().copied().map(PartitionOp::Open).collect();
+        if class.class != classes::DEFAULT {
+            partitions.extend(topic.partitions.iter().map(|partition| PartitionOp::SetClass(*partition, class.class)));
+        }
+        writer.submit(Append { meta, partitions, ..Append::default() }).durable().await?;
+        classes.took_effect(log, class);
         let topic = Arc::new(topic);
         self.by_name.write().unwrap_or_else(PoisonError::into_inner).insert(topic.name.clone(), topic.clone());
         Ok(topic)
+    }
+
+    /// Changes a topic's settings, and with them its class; durable when it returns. The caller holds the admin lock.
+    pub(crate) async fn set(
+        &self,
+        (log, writer): (&LogHandle, &LogWriter),
+        classes: &Classes,
+        topic: &Arc<Topic>,
+        change: Settings,
+    ) -> Result<(), Refusal> {
+        let old = topic.settings();
+        let settings = settings::changed(&old, change);
+        settings::check(&settings)?;
+        let before = classes.of(topic.id, &old);
+        let class = classes.choose(log, topic.id, &settings)?;
+        let mut meta = vec![MetaOp::Put { key: key(&topic.name), value: encode_with(topic, &settings) }];
+        meta.extend(class.meta.iter().cloned());
+        let moved = topic.partitions.iter().filter(|_| class.class != before);
+        let partitions = moved.map(|partition| PartitionOp::SetClass(*partition, class.class)).collect();
+        writer.submit(Append { meta, partitions, ..Append::default() }).durable().await?;
+        classes.took_effect(log, class);
+        topic.set_settings(settings);
+        Ok(())
     }
 
     fn check_new(&self, name: &str, partitions: u32, settings: &[(String, String)]) -> Result<(), Refusal> {
@@ -163,7 +227,7 @@ impl Topics {
             let problem = format!("{partitions} is not 1 to {PARTITIONS_OF_TOPIC_MAX}");
             return Err(Refusal::InvalidArgument { field: "partitions", problem });
         }
-        check_settings(settings)?;
+        settings::check(settings)?;
         let by_name = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
         if by_name.contains_key(name) {
             return Err(Refusal::TopicExists { topic: name.to_owned() });
@@ -179,9 +243,19 @@ impl Topics {
     }
 
     /// Deletes a topic together with `also`; durable when it returns. The caller holds the admin lock.
-    pub(crate) async fn delete(&self, writer: &LogWriter, name: &str, mut also: Vec<MetaOp>) -> Result<(), Refusal> {
+    pub(crate) async fn delete(
+        &self,
+        (log, writer): (&LogHandle, &LogWriter),
+        classes: &Classes,
+        name: &str,
+        mut also: Vec<MetaOp>,
+    ) -> Result<(), Refusal> {
         let topic = self.get(name)?;
+        let ended = classes.tidy(log, &self.all());
+        let left = classes.leave(topic.id);
         also.push(MetaOp::Delete { key: key(name) });
+        also.extend(ended.iter().map(|number| classes::delete_op(*number)));
+        also.extend(left.iter().flat_map(|left| left.meta.iter().cloned()));
         let append = Append {
             entries: Vec::new(),
             mark: None,
@@ -189,6 +263,8 @@ impl Topics {
             partitions: topic.partitions.iter().copied().map(PartitionOp::Drop).collect(),
         };
         writer.submit(append).durable().await?;
+        classes.forget(&ended);
+        left.into_iter().for_each(|left| classes.took_effect(log, left));
         topic.deleted.store(true, Ordering::Release);
         self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.metrics.forget_topic(name);
@@ -196,39 +272,20 @@ impl Topics {
     }
 }
 
-/// Only settings that mean something are taken: `description`, and labels that begin with `x-`.
-fn check_settings(settings: &[(String, String)]) -> Result<(), Refusal> {
-    if settings.len() > SETTINGS_MAX {
-        let problem = format!("{} settings, at most {SETTINGS_MAX}", settings.len());
-        return Err(Refusal::InvalidArgument { field: "config", problem });
-    }
-    for (key, value) in settings {
-        if key != "description" && !key.starts_with("x-") {
-            let problem = format!("{key:?} is no topic setting; known are description and labels beginning with x-");
-            return Err(Refusal::InvalidArgument { field: "config", problem });
-        }
-        if key.len() > SETTING_BYTES_MAX || value.len() > SETTING_BYTES_MAX {
-            let problem = format!("{key:?} or its value is longer than {SETTING_BYTES_MAX} bytes");
-            return Err(Refusal::InvalidArgument { field: "config", problem });
-        }
-    }
-    Ok(())
-}
-
 fn key(name: &str) -> Vec<u8> {
     Writer::key(meta::TOPICS).rest(name.as_bytes()).done()
 }
 
 fn encode(topic: &Topic) -> Vec<u8> {
-    let mut writer = Writer::value().u32(topic.id).u32(topic.partition_count());
-    for partition in &topic.partitions {
-        writer = writer.u32(partition.0);
-    }
-    writer = writer.u32(topic.settings.len() as u32);
-    for (key, value) in &topic.settings {
-        writer = writer.text(key).text(value);
-    }
-    writer.done()
+    encode_with(topic, &topic.settings())
+}
+
+/// The topic with other settings than it has now.
+fn encode_with(topic: &Topic, settings: &[(String, String)]) -> Vec<u8> {
+    let writer = Writer::value().u32(topic.id).u32(topic.partition_count());
+    let writer = topic.partitions.iter().fold(writer, |writer, partition| writer.u32(partition.0));
+    let writer = writer.u32(settings.len() as u32);
+    settings.iter().fold(writer, |writer, (key, value)| writer.text(key).text(value)).done()
 }
 
 fn decode(key: &[u8], value: &[u8], metrics: &Metrics) -> Result<Topic, MetaError> {
@@ -246,15 +303,7 @@ fn decode(key: &[u8], value: &[u8], metrics: &Metrics) -> Result<Topic, MetaErro
         settings.push((reader.text()?.to_owned(), reader.text()?.to_owned()));
     }
     reader.end()?;
-    Ok(Topic {
-        name: Arc::from(name),
-        id,
-        partitions,
-        settings,
-        deleted: AtomicBool::new(false),
-        slot: RwLock::new(Slot::Direct),
-        meters: metrics.topic(name),
-    })
+    Ok(Topic::new(name, id, partitions, settings, metrics))
 }
 
 #[cfg(test)]
@@ -264,25 +313,13 @@ mod tests {
     #[test]
     fn a_stored_topic_comes_back() {
         let metrics = Metrics::new();
-        let topic = Topic {
-            name: Arc::from("tpms.raw"),
-            id: 3,
-            partitions: Box::new([PartitionId(7), PartitionId(9)]),
-            settings: vec![("description".into(), "tyres".into())],
-            deleted: AtomicBool::new(false),
-            slot: RwLock::new(Slot::Direct),
-            meters: metrics.topic("tpms.raw"),
-        };
+        let settings = vec![("description".into(), "tyres".into()), ("cleanup.policy".into(), "compact".into())];
+        let topic = Topic::new("tpms.raw", 3, Box::new([PartitionId(7), PartitionId(9)]), settings, &metrics);
         let read = decode(&key("tpms.raw"), &encode(&topic), &metrics).unwrap();
         assert_eq!((&*read.name, read.id), ("tpms.raw", 3));
         assert_eq!(read.partitions, topic.partitions);
-        assert_eq!(read.settings, topic.settings);
+        assert_eq!(read.settings(), topic.settings());
+        assert!(read.is_compacted());
         assert!(matches!(read.partition(2), Err(Refusal::UnknownPartition { partitions: 2, .. })));
-    }
-
-    #[test]
-    fn settings_without_a_meaning_are_refused() {
-        assert!(check_settings(&[("x-site".into(), "north".into())]).is_ok());
-        assert!(check_settings(&[("retention.ms".into(), "1".into())]).is_err());
     }
 }

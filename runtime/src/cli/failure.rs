@@ -110,7 +110,7 @@ impl Failure {
             Code::UnknownProducer => (Exit::NotFound, None),
             Code::TopicExists => (Exit::Exists, None),
             Code::InvalidArgument => (Exit::Usage, None),
-            Code::Quota | Code::RejectedByPipeline | Code::BatchTooLarge => (Exit::Refused, None),
+            Code::Quota | Code::RejectedByPipeline | Code::BatchTooLarge | Code::InvalidRecord => (Exit::Refused, None),
             Code::PluginInUse => (Exit::Refused, Some("weir pipeline list shows who uses it; detach it there first")),
             Code::StorageFull => (Exit::Refused, Some("free space on the node's disk, or set log.retention_bytes")),
             Code::ShuttingDown => (Exit::Unreachable, Some("try again when the node is back")),

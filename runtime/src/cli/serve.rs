@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Exit, Failure, block_on};
 use crate::config::{Config, DEFAULT_TOML, Sources};
 use crate::logs;
+use crate::serve::StartError;
 
 /// Where the configuration is looked for when no file is named.
 const SYSTEM_CONFIG: &str = "/etc/weir/weir.toml";
@@ -77,7 +78,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let caught = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot catch signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
-    let node = crate::serve::start(config).await.map_err(|error| Failure::new(Exit::Failed, error))?;
+    let node = crate::serve::start(config).await.map_err(not_started)?;
     let name = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -88,4 +89,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
         _ = terminate.recv() => Err(Failure::new(Exit::Failed, "ended by a second signal; what was acknowledged is safe")),
         _ = interrupt.recv() => Err(Failure::new(Exit::Failed, "ended by a second signal; what was acknowledged is safe")),
     }
+}
+
+fn not_started(error: StartError) -> Failure {
+    let fenced = matches!(error, StartError::Log { source: weir_storage::OpenError::Fenced, .. });
+    let failure = Failure::new(Exit::Failed, error);
+    if fenced { failure.next("weir serve --set log.accept_fenced=true, for one start") } else { failure }
 }

@@ -1,4 +1,6 @@
-//! `weir topic`: create, delete, list, describe.
+//! `weir topic`: create, change, delete, list, describe, and the last value of a key.
+
+mod latest;
 
 use std::io::Write;
 
@@ -24,8 +26,8 @@ enum TopicCommand {
         /// Partitions of each; without it the node's default
         #[arg(short, long, default_value_t = 0, hide_default_value = true)]
         partitions: u32,
-        /// A setting, e.g. --config retention_ms=604800000; may be repeated
-        #[arg(short, long = "config", value_name = "KEY=VALUE", value_parser = super::parse_pair)]
+        /// A setting, e.g. --set retention.ms=7d; may be repeated
+        #[arg(short, long = "set", visible_alias = "config", value_name = "KEY=VALUE", value_parser = super::parse_pair)]
         settings: Vec<(String, String)>,
         /// No failure if a topic exists already
         #[arg(long)]
@@ -33,6 +35,18 @@ enum TopicCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Changes settings of a topic
+    Set {
+        /// Its name
+        topic: String,
+        /// Settings, e.g. retention.ms=7d; KEY= takes a setting away, so that the node's default counts again
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = super::parse_pair)]
+        settings: Vec<(String, String)>,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Prints the last value of a key; reads the key's partition from its start
+    Latest(latest::LatestArgs),
     /// Deletes topics and their records
     Delete {
         /// Their names
@@ -74,6 +88,13 @@ pub(super) async fn run(args: TopicArgs) -> Result<(), Failure> {
             }
             Ok(())
         }
+        TopicCommand::Set { topic, settings, connect } => {
+            let client = connect.connect().await?;
+            client.admin().set_topic(&topic, settings).await.map_err(|error| connect.failure(error))?;
+            writeln!(std::io::stdout().lock(), "changed {topic}")?;
+            Ok(())
+        }
+        TopicCommand::Latest(args) => latest::run(args).await,
         TopicCommand::List { json, connect } => list(json, &connect).await,
         TopicCommand::Describe { topic, json, connect } => describe(&topic, json, &connect).await,
     }

@@ -13,6 +13,8 @@ enum Bound {
     Whole,
     /// left ≤ right / 2
     Half,
+    /// left ≤ right / 4
+    Quarter,
     /// left + 64 ≤ right
     WithHeader,
 }
@@ -28,7 +30,7 @@ pub(super) fn memory(config: &Config, origins: &Origins) -> Result<(), ConfigErr
 
 /// Checks every relation; the first broken one is the error.
 pub(super) fn relations(config: &Config, origins: &Origins) -> Result<(), ConfigError> {
-    use Bound::{Half, Whole, WithHeader};
+    use Bound::{Half, Quarter, Whole, WithHeader};
     let (log, limits, quic) = (&config.log, &config.limits, &config.quic);
     let batch = ("limits.batch_bytes_max", u64::from(limits.batch_bytes_max));
     let frame = ("limits.frame_bytes_max", u64::from(limits.frame_bytes_max));
@@ -39,6 +41,8 @@ pub(super) fn relations(config: &Config, origins: &Origins) -> Result<(), Config
         (batch, Whole, ("limits.lane_credit_bytes", limits.lane_credit_bytes.into())),
         (frame, Whole, ("limits.ingest_bytes_in_flight", limits.ingest_bytes_in_flight)),
         (log_frame, Half, ("log.segment_bytes", log.segment_bytes)),
+        (("log.segment_bytes", log.segment_bytes), Quarter, ("cold.log_bytes_max", config.cold.log_bytes_max)),
+        (("cold.sort_bytes", config.cold.sort_bytes), Half, ("cold.log_bytes_max", config.cold.log_bytes_max)),
         (
             ("quic.stream_window_bytes", quic.stream_window_bytes),
             Whole,
@@ -112,8 +116,9 @@ fn is_uuid(text: &str) -> bool {
 }
 
 /// The least each of these may be for the node to work at all.
-fn floors(config: &Config) -> [(&'static str, u64, u64); 20] {
+fn floors(config: &Config) -> [(&'static str, u64, u64); 24] {
     let (log, limits, quic, pipeline) = (&config.log, &config.limits, &config.quic, &config.pipeline);
+    let cold = &config.cold;
     [
         ("log.segment_bytes", log.segment_bytes, 1 << 20),
         ("log.spare_segments", log.spare_segments.into(), 1),
@@ -121,6 +126,10 @@ fn floors(config: &Config) -> [(&'static str, u64, u64); 20] {
         ("log.idle_watermark_ms", log.idle_watermark_ms, 1),
         ("log.metadata_bytes_max", log.metadata_bytes_max, 64 << 10),
         ("log.index_entries_max", log.index_entries_max, 1024),
+        ("cold.sort_bytes", cold.sort_bytes, 1 << 20),
+        ("cold.sort_age_ms", cold.sort_age_ms, 1000),
+        ("cold.sort_memory_bytes", cold.sort_memory_bytes, 1 << 20),
+        ("cold.key_map_bytes_max", cold.key_map_bytes_max, 64 << 10),
         ("limits.batch_bytes_max", limits.batch_bytes_max.into(), 1024),
         ("limits.batches_in_flight_max", limits.batches_in_flight_max.into(), 1),
         ("limits.lanes_max", limits.lanes_max.into(), 1),
@@ -142,6 +151,7 @@ fn at_most(left: (&'static str, u64), bound: Bound, right: (&'static str, u64)) 
     let (ceiling, rule) = match bound {
         Bound::Whole => (right.1, "must not exceed"),
         Bound::Half => (right.1 / 2, "must not exceed half of"),
+        Bound::Quarter => (right.1 / 4, "must not exceed a quarter of"),
         Bound::WithHeader => (right.1.saturating_sub(64), "must be 64 bytes less than"),
     };
     if left.1 <= ceiling {

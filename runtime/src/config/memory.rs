@@ -30,6 +30,8 @@ pub(super) fn fit(config: &mut Config, origins: &Origins, allowed: Option<u64>) 
     lower.to("log.frame_bytes_max", &mut log.frame_bytes_max, (memory / 64).max(2 * batch));
     lower.to("log.index_entries_max", &mut log.index_entries_max, memory / 256);
     lower.to("log.metadata_bytes_max", &mut log.metadata_bytes_max, memory / 64);
+    lower.to("cold.sort_memory_bytes", &mut config.cold.sort_memory_bytes, memory / 32);
+    lower.to("cold.key_map_bytes_max", &mut config.cold.key_map_bytes_max, memory / 64);
     lower.to("quic.connection_window_bytes", &mut quic.connection_window_bytes, memory / 128);
     lower.to("quic.send_window_bytes", &mut quic.send_window_bytes, memory / 128);
     lower.to("quic.stream_window_bytes", &mut quic.stream_window_bytes, memory / 256);

@@ -30,6 +30,7 @@ pub struct Config {
     pub quic: QuicConfig,
     pub http: HttpConfig,
     pub log: LogSection,
+    pub cold: ColdSection,
     pub pipeline: PipelineConfig,
     pub limits: LimitsConfig,
     pub trace: TraceConfig,
@@ -95,6 +96,21 @@ pub struct LogSection {
     pub retention_ms: u64,
     pub metadata_bytes_max: u64,
     pub index_entries_max: u64,
+    pub accept_fenced: bool,
+}
+
+/// `[cold]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ColdSection {
+    pub enabled: bool,
+    pub sort_bytes: u64,
+    pub sort_age_ms: u64,
+    pub sort_memory_bytes: u64,
+    pub key_map_bytes_max: u64,
+    pub log_bytes_max: u64,
+    pub bandwidth_bytes_max: u64,
 }
 
 /// How the log talks to the disk.

@@ -116,6 +116,11 @@ fn contradictions_name_both_keys_and_values() {
         error.contains("limits.batch_bytes_max (1048576) must be 64 bytes less than limits.frame_bytes_max (1048576)"),
         "{error}"
     );
+    let error = sentence(load("", &[], &["cold.log_bytes_max=128MiB"]));
+    assert!(
+        error.contains("log.segment_bytes (67108864) must not exceed a quarter of cold.log_bytes_max (134217728)"),
+        "{error}"
+    );
     let error = sentence(load("", &[], &["log.segment_bytes=8MiB"]));
     assert!(error.contains("log.frame_bytes_max (8388608) must not exceed half of log.segment_bytes (8388608)"), "{error}");
 }
@@ -156,9 +161,11 @@ fn little_memory_makes_smaller_buffers_that_still_fit_each_other() {
         let memory = mib << 20;
         assert_eq!(config.limits.ingest_bytes_in_flight, memory / 8);
         assert_eq!(config.log.tail_cache_bytes, memory / 16);
+        assert_eq!((config.cold.sort_memory_bytes, config.cold.key_map_bytes_max), (memory / 32, memory / 64));
         assert!(config.quic.connections_max < defaults.quic.connections_max);
-        let grown =
-            config.limits.ingest_bytes_in_flight + config.log.tail_cache_bytes + 3 * u64::from(config.log.frame_bytes_max);
+        let cold = config.cold.sort_memory_bytes + config.cold.key_map_bytes_max;
+        let log = config.log.tail_cache_bytes + 3 * u64::from(config.log.frame_bytes_max);
+        let grown = config.limits.ingest_bytes_in_flight + log + cold;
         assert!(grown < memory / 2, "{grown} of {memory}");
     }
 }

@@ -15,4 +15,5 @@ mod ends;
 mod pipelines;
 mod produce;
 mod refusals;
+mod topics;
 mod zero_rtt;

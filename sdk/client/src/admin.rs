@@ -61,6 +61,11 @@ impl Admin {
         expect!(answer, operation, Answer::TopicCreated { partitions } => partitions)
     }
 
+    /// Changes settings of a topic; an empty value takes a setting away. Durable when it returns.
+    pub async fn set_topic(&self, topic: &str, settings: Vec<(String, String)>) -> Result<(), ClientError> {
+        self.done(Request::SetTopic { topic: topic.to_owned(), settings }).await
+    }
+
     /// Deletes a topic and its records.
     pub async fn delete_topic(&self, topic: &str) -> Result<(), ClientError> {
         self.done(Request::DeleteTopic { topic: topic.to_owned() }).await

@@ -54,6 +54,7 @@ operations! {
     ListPipelines = 15, "list_pipelines";
     Status = 16, "status";
     PutPluginPart = 17, "put_plugin_part";
+    SetTopic = 18, "set_topic";
 }
 
 /// For [`Request::ListOffsets`]: the high watermark.
@@ -130,6 +131,7 @@ pub enum Request {
     ListPipelines,
     Status,
     PutPluginPart { upload: u32, last: bool, part: Bytes },
+    SetTopic { topic: String, settings: Vec<(String, String)> },
 }
 
 impl Request {
@@ -153,6 +155,7 @@ impl Request {
             Request::ListPipelines => Operation::ListPipelines,
             Request::Status => Operation::Status,
             Request::PutPluginPart { .. } => Operation::PutPluginPart,
+            Request::SetTopic { .. } => Operation::SetTopic,
         }
     }
 
@@ -200,6 +203,7 @@ impl Request {
                 last: read_bool(body, "put_plugin_part.last")?,
                 part: body.blob("put_plugin_part.part")?,
             },
+            Operation::SetTopic => Request::SetTopic { topic: body.str("set_topic.topic")?, settings: read_settings(body)? },
         })
     }
 
@@ -248,6 +252,10 @@ impl Request {
                 out.put_u8(*last as u8);
                 put_blob(out, "put_plugin_part.part", part)
             }
+            Request::SetTopic { topic, settings } => {
+                put_str(out, "set_topic.topic", topic)?;
+                put_settings(out, settings)
+            }
             Request::ListTopics | Request::ListGroups | Request::ListPlugins | Request::ListPipelines | Request::Status => Ok(()),
         }
     }
@@ -287,7 +295,7 @@ impl Message for RequestFrame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the table in FORMAT.md describes each field")]
 pub enum Answer {
-    /// delete_topic, commit_offsets, delete_group, delete_plugin, detach_pipeline, and put_plugin_part before the last.
+    /// delete_topic, set_topic, commit_offsets, delete_group, delete_plugin, detach_pipeline, and put_plugin_part before the last.
     Done,
     TopicCreated {
         partitions: u32,
@@ -335,6 +343,7 @@ impl Answer {
             Operation::AttachPipeline => Answer::Pipeline { revision: body.u64("answer.revision")? },
             Operation::ListPlugins | Operation::ListPipelines | Operation::Status => Answer::Json(body.text("answer.json")?),
             Operation::DeleteTopic
+            | Operation::SetTopic
             | Operation::CommitOffsets
             | Operation::DeleteGroup
             | Operation::DeletePlugin

@@ -111,6 +111,8 @@ codes! {
     UnknownPlugin = 23, "unknown_plugin", Operator;
     /// The producer id is not of this principal.
     UnknownProducer = 24, "unknown_producer", Client;
+    /// A record lacks what its topic asks for: the key, on a compacted topic.
+    InvalidRecord = 25, "invalid_record", Application;
 }
 
 impl fmt::Display for Code {

@@ -146,6 +146,7 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::ListPipelines),
         Just(Request::Status),
         (any::<u32>(), any::<bool>(), blob()).prop_map(|(upload, last, part)| Request::PutPluginPart { upload, last, part }),
+        (text(), vec((text(), text()), 0..3)).prop_map(|(topic, settings)| Request::SetTopic { topic, settings }),
     ]
 }
 
@@ -281,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn invented_bodies_never_panic(kind in 0usize..16, flags in 0u8..2, body in blob(), operation in 0usize..17) {
+    fn invented_bodies_never_panic(kind in 0usize..16, flags in 0u8..2, body in blob(), operation in 0usize..18) {
         let frame = Frame { kind: Kind::ALL[kind], flags, body: body.clone() };
         if frame.kind == Kind::Response { let _ = ResponseFrame::decode(frame); } else { let _ = decode(frame); }
         let _ = Answer::decode(Operation::ALL[operation], body);

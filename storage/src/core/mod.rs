@@ -623,9 +623,9 @@ impl<T> Engine<T> {
         stats.index_entries = index_entries;
         stats.meta_bytes = self.meta_bytes as u64;
         stats.tail_cache_bytes = tail_cache_bytes;
-        (stats.cold_segments, stats.cold_bytes) = {
+        (stats.cold_segments, stats.cold_bytes, stats.cold_batch_bytes) = {
             let tables = self.view.tables();
-            (tables.cold.len() as u64, tables.cold_bytes)
+            (tables.cold.len() as u64, tables.cold_bytes, tables.cold_batch_bytes)
         };
         stats.cold_busy = self.cold_is_busy();
         stats.disk_full = self.disk_is_full();

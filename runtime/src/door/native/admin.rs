@@ -83,6 +83,7 @@ async fn answer(session: &Session, request: Request) -> Result<Answer, Refusal> 
             Answer::TopicCreated { partitions: topic.partition_count() }
         }
         Request::DeleteTopic { topic } => done(broker.delete_topic(principal, &topic).await)?,
+        Request::SetTopic { topic, settings } => done(broker.set_topic(principal, &topic, settings).await)?,
         Request::ListTopics => {
             let topics = broker.list_topics(principal);
             Answer::Topics(topics.iter().map(|topic| (topic.name.to_string(), topic.partition_count())).collect())
@@ -135,7 +136,7 @@ fn describe(session: &Session, topic: &str) -> Result<TopicDescription, Refusal>
     };
     Ok(TopicDescription {
         topic: info.topic.name.to_string(),
-        settings: info.topic.settings.clone(),
+        settings: info.topic.settings().to_vec(),
         pipeline: info.pipeline,
         partitions: info.bounds.iter().enumerate().map(range).collect(),
     })

@@ -27,6 +27,7 @@ pub(super) fn code_of(refusal: &Refusal) -> Code {
         Refusal::UnknownPlugin { .. } => Code::UnknownPlugin,
         Refusal::UnknownProducer { .. } => Code::UnknownProducer,
         Refusal::CorruptBatch { .. } => Code::CorruptBatch,
+        Refusal::RecordWithoutKey { .. } => Code::InvalidRecord,
         Refusal::BatchTooLarge { .. } => Code::BatchTooLarge,
         Refusal::DataGap { .. } => Code::DataGap,
         Refusal::Internal { .. } => Code::Internal,

@@ -205,6 +205,10 @@ impl Log {
                 self.topics.remove(&topic);
                 Answer::Done
             }
+            Request::SetTopic { topic, .. } => {
+                self.known(&topic)?;
+                Answer::Done
+            }
             Request::ListTopics => {
                 Answer::Topics(self.topics.iter().map(|(topic, partitions)| (topic.clone(), partitions.len() as u32)).collect())
             }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weir_storage::{Log, LogConfig};
 use weir_tests::disk::Disk;
 use weir_tests::disk::cache::Cut;
 use weir_tests::disk::faults::{Delays, Faults};
@@ -18,8 +17,12 @@ const DISK_BYTES: u64 = 512 << 20;
 /// Small, so that cuts hit rolls, zero-fills and recycling.
 const SEGMENT_BYTES: u64 = 4 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
-/// Reached within seconds: from then on segments are recycled.
-const RETENTION_BYTES: u64 = 48 << 20;
+/// Reached within seconds: from then on cold segments go.
+const RETENTION_BYTES: u64 = 32 << 20;
+/// Two segments are sorted at a time.
+const SORT_BYTES: u64 = 2 * SEGMENT_BYTES;
+/// From here on appends wait for the sorter.
+const LOG_BYTES_MAX: u64 = 8 * SEGMENT_BYTES;
 /// Few records, large ones: a check reads them all, and what is wanted is rolls.
 const LOAD: Load = Load { producers: 2, under_way_max: 200, value_bytes_max: 4000 };
 /// Records acknowledged before a cut at least: a cut of an idle node shows little.
@@ -59,6 +62,7 @@ impl Rig {
         let volume = Volume::make(kind, Arc::clone(&disk), &dir.path().join("disk"))?;
         let config = format!(
             "[log]\nsegment_bytes = {SEGMENT_BYTES}\nframe_bytes_max = {FRAME_BYTES_MAX}\nretention_bytes = {RETENTION_BYTES}\n\
+             [cold]\nsort_bytes = {SORT_BYTES}\nlog_bytes_max = {LOG_BYTES_MAX}\nsort_memory_bytes = {SORT_BYTES}\n\
              [limits]\nbatch_bytes_max = \"400KiB\"\n"
         );
         let site = Site::make_with_data(&settings.weir, &dir.path().join("node"), &volume.root().join("data"), &config);
@@ -156,16 +160,10 @@ impl Rig {
         Ok(())
     }
 
-    /// Opens the log as an operator who has replaced the cable of a fenced disk, and closes it again.
+    /// Does what an operator does who has replaced the cable of a fenced disk: one start that accepts it.
     pub(crate) fn accept_fence(&self) -> Result<(), String> {
-        let config = LogConfig {
-            accept_fenced: true,
-            segment_bytes: SEGMENT_BYTES,
-            frame_bytes_max: FRAME_BYTES_MAX,
-            ..LogConfig::new(self.site.data())
-        };
-        let (log, _) = Log::open(config).map_err(|error| error.to_string())?;
-        log.shutdown().map_err(|error| error.to_string())
+        let node = self.site.start_with(&["--set", "log.accept_fenced=true"])?;
+        node.stop().map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Everything is read back and held against what was promised. Producers wait meanwhile, all acknowledged.
@@ -179,17 +177,17 @@ impl Rig {
     /// The same with producers that are dead.
     pub(crate) async fn compare(&mut self) -> Result<Verdict, String> {
         let ledger = load::read_back(&self.site).await?;
-        // What is missing at the beginning may only be missing if the log is as large as it may be.
-        if self.log_bytes()? + SEGMENT_BYTES >= RETENTION_BYTES {
+        // What is missing at the beginning may only be missing if what is left is still what was asked for.
+        if self.cold_batch_bytes()? >= RETENTION_BYTES {
             self.fleet.retire(&ledger);
         }
         Ok(ledger.check(&self.fleet.promises()))
     }
 
-    fn log_bytes(&self) -> Result<u64, String> {
+    fn cold_batch_bytes(&self) -> Result<u64, String> {
         let metrics = http_get(self.site.http, "/metrics").ok_or("the node shows no metrics")?;
-        let segments = metrics.lines().find_map(|line| line.strip_prefix("weir_log_segments ")?.trim().parse::<u64>().ok());
-        Ok(segments.ok_or("the node's metrics do not count segments")? * SEGMENT_BYTES)
+        let bytes = metrics.lines().find_map(|line| line.strip_prefix("weir_cold_batch_bytes ")?.trim().parse::<u64>().ok());
+        bytes.ok_or_else(|| "the node's metrics do not count what is in cold segments".to_owned())
     }
 
     /// Does the node serve?
