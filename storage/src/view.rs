@@ -141,11 +141,13 @@ impl Tables {
         let first_sequence = self.first_sequence();
         let Some(partition) = self.partitions.get_mut(id) else { return false };
         debug_assert!(partition.next <= base_offset && base_offset <= next, "offsets only grow");
-        partition.next = next;
         if partition.index.last().is_some_and(|last| last.position == position) {
+            partition.next = next;
             return false;
         }
+        // Before the end moves: where every entry is dead, the start is the end that was, and not behind the new records.
         self.index_entries -= partition.trim(first_sequence);
+        partition.next = next;
         partition.push(IndexEntry { base_offset, position });
         self.index_entries += 1;
         true
@@ -405,6 +407,14 @@ mod tests {
         tables.trim_all();
         assert_eq!(tables.bounds(P), Some(PartitionBounds { start: 50, high_watermark: 50 }));
         assert_eq!(tables.index_entries, 0);
+    }
+
+    #[test]
+    fn records_after_all_older_ones_were_recycled_are_within_the_valid_range() {
+        let mut tables = tables();
+        tables.segments = [SegmentPlace { sequence: 4, file: 1, end_block: 9 }].into();
+        assert!(tables.extend(P, 50, 55, at(4, 1)));
+        assert_eq!(tables.bounds(P), Some(PartitionBounds { start: 50, high_watermark: 55 }));
     }
 
     #[test]
