@@ -174,7 +174,7 @@ impl PairWorld {
             self.tally.recycled += life.engine.view().stats_mut().recycled;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.look(&life);
-            if std::env::var("DBG").is_ok() { eprintln!("life {} end: {:?} {:?} behind {:?}", self.tally.crashes, life.control.status().copies, life.control.superblock(), self.behind); }
+            if std::env::var("DBG").is_ok() { eprintln!("life {} end: {:?} {:?} behind {:?}", self.tally.crashes, life.control.status().copies, life.control.survivor(), self.behind); }
             drop(life);
             self.crash();
         }
@@ -255,7 +255,7 @@ impl PairWorld {
         loop {
             match self.try_open(away, accept) {
                 Ok(life) => {
-                    if std::env::var("DBG").is_ok() { eprintln!("life {} open: away {away:?} accept {accept} {:?} {:?} mended {}", self.tally.crashes, life.control.status(), life.control.superblock(), life.report.mended); }
+                    if std::env::var("DBG").is_ok() { eprintln!("life {} open: away {away:?} accept {accept} {:?} {:?} mended {}", self.tally.crashes, life.control.status(), life.control.survivor(), life.report.mended); }
                     self.opened = true;
                     self.disks.iter().for_each(|disk| disk.get().writes_until_cut = None);
                     self.tally.degraded_opens += u64::from(life.control.status().in_step() < 2);
@@ -353,6 +353,7 @@ impl PairWorld {
     /// A copy that is out comes back, as it is or as a new disk. As behind a lock: not before its old operations are over.
     fn attach(&mut self, life: &mut Life) {
         let Some(side) = (0..2).find(|side| self.state_of(life, *side) == CopyState::Offline) else { return };
+        let Some(survivor) = life.control.survivor() else { return };
         self.advance();
         if self.disks[side].get().is_dead() || self.rng.u32(0..3) == 0 {
             self.replace(side);
@@ -366,7 +367,6 @@ impl PairWorld {
                 return;
             }
         }
-        let Some(survivor) = life.control.superblock() else { return };
         let mut member = self.member(side);
         // A copy that was declared behind but never told so may claim to be the log when its peer is not marked: refused then.
         let Ok(generation) = may_be_filled(member.disk.as_mut(), &survivor, &member.name) else { return };

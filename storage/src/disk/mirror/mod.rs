@@ -405,6 +405,7 @@ impl MirrorDisk {
             self.must_mark = false;
             self.joining = false;
             self.answers.append(&mut self.held);
+            self.control.settled(true);
             self.show();
         }
     }
@@ -445,6 +446,9 @@ impl MirrorDisk {
         self.joining = false;
         self.first = 1 - side;
         assert!(self.is_in_step(self.first), "the last copy is never thrown out");
+        if gone.role == Role::InStep {
+            self.control.settled(false);
+        }
         self.control.gone(side, gone.member.copy_id, reason.to_owned());
         bury(gone.member);
         self.show();
@@ -579,7 +583,9 @@ impl MirrorDisk {
         self.write_all_now(FileId::Superblock, &mut |mirror, side| {
             let block = mirror.for_copy(side, &superblock);
             (block.slot_at(), block.encode(), BLOCK)
-        })
+        })?;
+        self.control.settled(true);
+        Ok(())
     }
 }
 

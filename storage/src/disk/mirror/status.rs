@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::Member;
 use crate::disk::{DiskRead, FileId, Reader, Waker};
 use crate::format::Uuid;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{Peer, Superblock};
 
 /// How a copy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ struct State {
     readers: [Option<Arc<dyn Reader>>; 2],
     first: usize,
     image: Option<Superblock>,
+    /// What `image` says of the copies is durable.
+    settled: bool,
     progress: Option<(u64, u64, u64)>,
     commands: Vec<Command>,
 }
@@ -99,9 +101,10 @@ impl MirrorControl {
         }
     }
 
-    /// The log's latest superblock, as on the copy that is read first.
-    pub fn superblock(&self) -> Option<Superblock> {
-        self.state().image
+    /// The log's latest superblock, where it says durably that its copy is alone: only then may another one be filled from it.
+    pub fn survivor(&self) -> Option<Superblock> {
+        let state = self.state();
+        state.image.filter(|image| state.settled && image.peer != Peer::InStep)
     }
 
     /// Asks for a copy to be filled, whose superblock says so already; answers whether there was a place for it.
@@ -147,6 +150,10 @@ impl MirrorControl {
 
     pub(super) fn keep(&self, image: Superblock) {
         self.state().image = Some(image);
+    }
+
+    pub(super) fn settled(&self, settled: bool) {
+        self.state().settled = settled;
     }
 
     pub(super) fn gone(&self, side: usize, copy_id: Uuid, reason: String) {
