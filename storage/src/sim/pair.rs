@@ -174,7 +174,6 @@ impl PairWorld {
             self.tally.recycled += life.engine.view().stats_mut().recycled;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.look(&life);
-            if std::env::var("DBG").is_ok() { eprintln!("life {} end: {:?} {:?} behind {:?}", self.tally.crashes, life.control.status().copies, life.control.survivor(), self.behind); }
             drop(life);
             self.crash();
         }
@@ -233,6 +232,7 @@ impl PairWorld {
         }
         if self.disks[side].get().is_dead() && self.rng.bool() {
             self.replace(side);
+            self.behind = Some(side);
         }
         if self.disks[side].get().is_dead() || self.rng.u32(0..6) == 0 {
             return Some(side);
@@ -255,7 +255,6 @@ impl PairWorld {
         loop {
             match self.try_open(away, accept) {
                 Ok(life) => {
-                    if std::env::var("DBG").is_ok() { eprintln!("life {} open: away {away:?} accept {accept} {:?} {:?} mended {}", self.tally.crashes, life.control.status(), life.control.survivor(), life.report.mended); }
                     self.opened = true;
                     self.disks.iter().for_each(|disk| disk.get().writes_until_cut = None);
                     self.tally.degraded_opens += u64::from(life.control.status().in_step() < 2);

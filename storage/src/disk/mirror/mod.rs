@@ -117,8 +117,12 @@ pub struct MirrorDisk {
     must_mark: bool,
     /// Superblock writes due without the log asking.
     marks_wanted: u32,
-    /// A filled copy counts, but a superblock does not say so yet.
+    /// A filled copy is about to count: the survivor's superblock says so first, and it may still fail alone.
+    announced: bool,
+    /// The filled copy counts, but its superblock does not say so yet.
     joining: bool,
+    /// A write of the mirror's own failed on the last copy: the log's next write is told.
+    broken: Option<DiskError>,
     superblock_op: Option<u64>,
     superblock_waiting: Option<(u64, Superblock)>,
     answers: Vec<DiskCompletion>,
@@ -177,7 +181,9 @@ impl MirrorDisk {
             held: Vec::new(),
             must_mark: false,
             marks_wanted: 0,
+            announced: false,
             joining: false,
+            broken: None,
             superblock_op: None,
             superblock_waiting: None,
             answers: Vec::new(),
@@ -280,7 +286,7 @@ impl MirrorDisk {
     /// The superblock as it belongs on one copy in step.
     fn for_copy(&self, side: usize, superblock: &Superblock) -> Superblock {
         let copy_id = self.sides[side].as_ref().map_or([0; 16], |side| side.member.copy_id);
-        let other = self.sides[1 - side].as_ref().filter(|other| other.role == Role::InStep);
+        let other = self.sides[1 - side].as_ref().filter(|other| other.role == Role::InStep || self.announced);
         let (peer, peer_id) = match (other, self.peer_gone) {
             (Some(other), _) => (Peer::InStep, other.member.copy_id),
             (None, Some(gone)) => (Peer::Out, gone),
@@ -326,7 +332,7 @@ impl MirrorDisk {
         let id = self.op_next;
         self.op_next += 1;
         let to = [self.is_in_step(0), self.is_in_step(1)];
-        let what = What::Superblock { settles: self.must_mark || self.joining };
+        let what = What::Superblock { settles: self.must_mark || self.joining || self.announced };
         self.ops.insert(id, Op { outer, what, left: to, needs: to, failed: None, since: None });
         self.superblock_op = Some(id);
         let image = self.image.expect("just kept");
@@ -398,12 +404,16 @@ impl MirrorDisk {
             // That slot may hold anything now: the next write goes there again, and not over the only good one.
             self.generation += SLOTS - 1;
             self.must_mark = false;
+            self.broken = Some(error);
             // Nobody may believe that these are durable: nothing says where.
             let held = std::mem::take(&mut self.held);
             self.answers.extend(held.into_iter().map(|answer| DiskCompletion { id: answer.id, result: Err(error) }));
         } else if settles {
             self.must_mark = false;
             self.joining = false;
+            if std::mem::take(&mut self.announced) {
+                return self.join();
+            }
             self.answers.append(&mut self.held);
             self.control.settled(true);
             self.show();
@@ -412,13 +422,10 @@ impl MirrorDisk {
 
     /// From now on the other copy is the log. Never for the last copy in step.
     fn throw_out(&mut self, side: usize, reason: &str) {
-        if std::env::var("DBG").is_ok() { eprintln!("throw out {side} {reason}"); }
         let was_in_step = self.remove_side(side, reason);
         self.must_mark |= was_in_step;
-        if was_in_step {
-            // One for each slot, so that damage to one of them does not make the pair look whole again.
-            self.marks_wanted = 2;
-        }
+        // One for each slot, so that damage to one of them does not make the pair look whole again.
+        self.marks_wanted = 2;
         let ids: Vec<u64> = self.ops.keys().copied().collect();
         for id in ids {
             let Some(op) = self.ops.get_mut(&id) else { continue };
@@ -443,7 +450,7 @@ impl MirrorDisk {
             self.peer_lsn = self.image.map_or(0, |image| image.durable_lsn);
         }
         self.resilver = None;
-        self.joining = false;
+        (self.announced, self.joining) = (false, false);
         self.first = 1 - side;
         assert!(self.is_in_step(self.first), "the last copy is never thrown out");
         if gone.role == Role::InStep {
@@ -507,9 +514,11 @@ impl MirrorDisk {
                     let _ = answer.send(free);
                 }
                 Command::Detach { copy_id, answer } => {
+                    // Not while the one that is to stay keeps the log waiting.
+                    let late = [0, 1].map(|side| self.ops.values().any(|op| op.since.is_some() && op.left[side]));
                     let side = (0..2).find(|side| {
                         self.sides[*side].as_ref().is_some_and(|side| side.member.copy_id == copy_id)
-                            && self.in_step().any(|other| other != *side)
+                            && self.in_step().any(|other| other != *side && !late[other])
                     });
                     if let Some(side) = side {
                         self.throw_out(side, "it was detached");
@@ -608,6 +617,10 @@ impl Disk for MirrorDisk {
     fn submit(&mut self, id: u64, op: DiskOp) {
         let in_step = [self.is_in_step(0), self.is_in_step(1)];
         let there = [self.sides[0].is_some(), self.sides[1].is_some()];
+        let is_superblock = matches!(op, DiskOp::Write { file: FileId::Superblock, .. });
+        if let Some(error) = self.broken.filter(|_| !is_superblock) {
+            return self.answers.push(DiskCompletion { id, result: Err(error) });
+        }
         match &op {
             DiskOp::Write { file: FileId::Superblock, data, .. } => {
                 assert!(self.superblock_waiting.is_none(), "one superblock write at a time");

@@ -4,9 +4,10 @@
 //! meanwhile goes to both where the piece is already copied, and only to the survivor where it is not: it will be copied. A
 //! write into the very piece that is under way makes it be copied again; a piece is read only when no write to it is.
 //!
-//! When all is copied the log's writes wait for both; when those from before have reached the new copy, it is in step, and
-//! one superblock write on both says so. Cut short by a crash, it begins again from nothing: until that superblock write the new
-//! copy's own superblock says that it is worth nothing.
+//! When all is copied the log's writes wait for both; when those from before have reached the new copy, the survivor's superblock
+//! says that both are in step, and only then the new copy's. (The other way round a survivor that failed in between would be left
+//! saying that it is alone, as would the new copy later on, and nobody could tell which is right.) Cut short by a crash, it begins
+//! again from nothing: until its own superblock says otherwise the new copy is worth nothing.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -326,14 +327,26 @@ impl MirrorDisk {
         if self.ops.iter().any(|(id, op)| *id < barrier && op.left[side]) || self.must_mark {
             return false;
         }
+        if !self.announced {
+            // The survivor says so first: then it can never claim to be alone once the new copy counts.
+            self.announced = true;
+            self.marks_wanted = 1;
+            self.control.settled(false);
+            self.start_superblock();
+        }
+        false
+    }
+
+    /// The survivor's superblock says that both are in step, and from here on they are. The new copy's follows.
+    pub(super) fn join(&mut self) {
+        let Some(resilver) = self.resilver.take() else { return };
         tracing::info!(bytes = resilver.done, unreadable = resilver.unreadable, "the copy is filled and in step");
-        self.resilver = None;
         self.peer_gone = None;
         self.joining = true;
         self.marks_wanted = 1;
-        self.sides[side].as_mut().expect("it was filled").role = Role::InStep;
+        self.sides[resilver.side].as_mut().expect("it was filled").role = Role::InStep;
         self.show();
+        // What was submitted since the barrier is waited for on both already.
         self.start_superblock();
-        false
     }
 }
