@@ -211,6 +211,9 @@ pub enum OpenError {
     /// Only a copy that was being filled is here.
     #[error("this copy of the log was still being filled from the other one and is not whole: bring the other disk back")]
     MirrorIncomplete,
+    /// A copy cannot be attached or let go of now.
+    #[error("{0}")]
+    MirrorBusy(String),
     /// Limits contradict each other.
     #[error("bad limits: {0}")]
     BadConfig(String),

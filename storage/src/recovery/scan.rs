@@ -274,8 +274,23 @@ impl<'a> Scanner<'a> {
     }
 
     /// Any frame of this volume in a file whose header is unreadable: the first good one tells whose life it is.
-    pub(super) fn any_frame(&mut self, file: u32) -> Option<Found> {
-        (0..self.windows.len()).find_map(|copy| self.any_frame_on(copy, file))
+    pub(super) fn any_frame(&mut self, file: u32) -> Option<(usize, Found)> {
+        (0..self.windows.len()).find_map(|copy| Some((copy, self.any_frame_on(copy, file)?)))
+    }
+
+    /// What told a file's life on one copy must tell it on every copy, since each may be alone next time: header and directory
+    /// are enough, whatever became of the payload.
+    pub(super) fn share_remains(&mut self, file: u32, from: usize, found: &Found) -> Result<(), DiskError> {
+        let length = found.header.header_bytes();
+        let Ok(head) = self.bytes(from, file, found.position, blocks_up(length), blocks_up(length)) else { return Ok(()) };
+        let head = AlignedBuf::copy_of(head);
+        for copy in (0..self.windows.len()).filter(|copy| *copy != from) {
+            let there = self.bytes(copy, file, found.position, length, length).ok().and_then(|head| frame::decode_header(head).ok());
+            if there != Some(found.header) {
+                self.disk.mend(copy, FileId::Segment(file), found.position, &head, head.len())?;
+            }
+        }
+        Ok(())
     }
 
     fn any_frame_on(&mut self, copy: usize, file: u32) -> Option<Found> {

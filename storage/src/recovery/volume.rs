@@ -66,11 +66,11 @@ pub(super) fn read(
         let header = choose_header(disk, &volume.superblock, file, at, &headers, report)?;
         sort_file(disk, file, header, &mut volume, &mut unknown, &mut empty)?;
     }
-    find_lives(disk, &mut volume, unknown, report);
+    find_lives(disk, &mut volume, unknown, report)?;
     volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     if check_order(&volume, report).is_err() {
         // A header may also have been lost to zeros.
-        find_lives(disk, &mut volume, std::mem::take(&mut empty), report);
+        find_lives(disk, &mut volume, std::mem::take(&mut empty), report)?;
         volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     }
     volume.spares.extend(empty);
@@ -234,13 +234,15 @@ fn sort_file(
 }
 
 /// Files without a readable header: a frame inside may say which life they are; otherwise they are spares.
-fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) {
+fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) -> Result<(), OpenError> {
     let superblock = volume.superblock;
     for file in files {
-        let found = Scanner::new(disk, &superblock).any_frame(file);
+        let mut scanner = Scanner::new(disk, &superblock);
+        let found = scanner.any_frame(file);
         let taken = |sequence| volume.segments.iter().any(|segment| segment.header.sequence == sequence);
-        match found.filter(|found| !taken(found.header.segment_sequence)) {
-            Some(found) => {
+        match found.filter(|(_, found)| !taken(found.header.segment_sequence)) {
+            Some((copy, found)) => {
+                scanner.share_remains(file, copy, &found)?;
                 report.headers_repaired += 1;
                 let frame = found.header;
                 let header = SegmentHeader {
@@ -257,6 +259,7 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
             None => volume.spares.push(file),
         }
     }
+    Ok(())
 }
 
 /// From the first segment the superblock names to the last one it knows, none may be missing.

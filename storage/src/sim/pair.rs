@@ -434,6 +434,8 @@ impl PairWorld {
     /// Until the log is closed.
     fn settle(&mut self, life: &mut Life) -> Result<(), String> {
         for _ in 0..100_000 {
+            // A copy that is alone may hang like any disk; not for ever.
+            self.disks.iter().for_each(|disk| disk.get().hangs = false);
             if life.engine.is_closed() {
                 return Ok(());
             }
