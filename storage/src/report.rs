@@ -194,7 +194,9 @@ pub enum OpenError {
         what: String,
     },
     /// Another log lies where the other copy should be.
-    #[error("{path} holds log {found}, not a copy of {expected}: the wrong disk is mounted; empty it if it is to become the mirror")]
+    #[error(
+        "{path} holds log {found}, not a copy of {expected}: the wrong disk is mounted; empty it if it is to become the mirror"
+    )]
     MirrorForeign {
         /// Its directory.
         path: String,

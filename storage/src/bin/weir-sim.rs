@@ -89,7 +89,10 @@ fn main() -> ExitCode {
             Err(violation) => {
                 tally.add(&violation.tally);
                 print(&tally);
-                println!("violation: {violation} (mode {mode:?}; repeat with --{} {seed})", if args.mirror { "mirror-seed" } else { "seed" });
+                println!(
+                    "violation: {violation} (mode {mode:?}; repeat with --{} {seed})",
+                    if args.mirror { "mirror-seed" } else { "seed" }
+                );
                 return ExitCode::FAILURE;
             }
         }

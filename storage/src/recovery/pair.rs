@@ -48,7 +48,10 @@ enum Choice {
     Both,
     New,
     /// This one counts; the other one is filled, or left alone for the reason given.
-    Survivor { which: usize, other: Other },
+    Survivor {
+        which: usize,
+        other: Other,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,13 +86,14 @@ pub fn pair(first: Candidate, second: Option<Candidate>, accept_degraded: bool, 
         member.copy_id = known.unwrap_or(fresh[at]);
         Some(member)
     };
-    let whole = |in_step, superblock| MirrorPlan { in_step, peer_gone: None, gone_reason: None, superblock };
+    let whole = |in_step, superblock| MirrorPlan { in_step, peer_gone: None, gone_reason: None, superblock, lags: false };
     Ok(match choice {
         Choice::Both | Choice::New => {
             let generation = |at| superblock_of(at).map_or(0, |superblock: Superblock| superblock.generation);
             let first = usize::from(generation(1) > generation(0));
             let in_step = [first, 1 - first].into_iter().filter_map(&mut member).collect();
-            Pairing { plan: whole(in_step, superblock_of(first)), target: None }
+            let lags = generation(1 - first) < generation(first);
+            Pairing { plan: MirrorPlan { lags, ..whole(in_step, superblock_of(first)) }, target: None }
         }
         Choice::Survivor { which, other } => {
             let superblock = superblock_of(which);
@@ -246,20 +250,21 @@ fn former(which: usize, log: &Superblock, name: &str, accept_degraded: bool) -> 
         return Ok(Choice::Survivor { which, other: Other::Fill });
     }
     let expected = uuid_text(&log.peer_id);
-    Err(OpenError::MirrorMissing { what: format!("copy {expected} is not in {name:?}, a former copy of this log is there instead") })
+    Err(OpenError::MirrorMissing {
+        what: format!("copy {expected} is not in {name:?}, a former copy of this log is there instead"),
+    })
 }
 
 /// Before recovery looks at a pair in step: a segment file that only one copy has whole is copied to the other one, and a pair that
 /// was made only by half is made whole.
 pub fn restore_files(mirror: &mut MirrorDisk) -> Result<u64, DiskError> {
     let Some(superblock) = mirror.superblock() else { return Ok(0) };
+    let restored = mirror.restore_files(&mut |block| match SegmentHeader::decode(block) {
+        HeaderBlock::Good(header) => header.volume_id == superblock.volume_id && header.sequence >= superblock.first_sequence,
+        _ => false,
+    })?;
     if superblock.epoch == 0 {
         mirror.mark_now()?;
     }
-    mirror.restore_files(&mut |block| match SegmentHeader::decode(block) {
-        HeaderBlock::Good(header) => {
-            header.volume_id == superblock.volume_id && header.sequence >= superblock.first_sequence
-        }
-        _ => false,
-    })
+    Ok(restored)
 }

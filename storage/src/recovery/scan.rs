@@ -131,7 +131,14 @@ impl<'a> Scanner<'a> {
         Ok(found)
     }
 
-    fn expected(&mut self, copy: usize, segment: &Segment, position: u64, expected: Expected, verify: bool) -> Result<Found, String> {
+    fn expected(
+        &mut self,
+        copy: usize,
+        segment: &Segment,
+        position: u64,
+        expected: Expected,
+        verify: bool,
+    ) -> Result<Found, String> {
         let found = self.intact(copy, segment, position, verify)?;
         if found.header.lsn != expected.lsn {
             return Err(format!("frame {} is here instead", found.header.lsn));
@@ -285,7 +292,8 @@ impl<'a> Scanner<'a> {
         let Ok(head) = self.bytes(from, file, found.position, blocks_up(length), blocks_up(length)) else { return Ok(()) };
         let head = AlignedBuf::copy_of(head);
         for copy in (0..self.windows.len()).filter(|copy| *copy != from) {
-            let there = self.bytes(copy, file, found.position, length, length).ok().and_then(|head| frame::decode_header(head).ok());
+            let there =
+                self.bytes(copy, file, found.position, length, length).ok().and_then(|head| frame::decode_header(head).ok());
             if there != Some(found.header) {
                 self.disk.mend(copy, FileId::Segment(file), found.position, &head, head.len())?;
             }

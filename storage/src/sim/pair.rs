@@ -147,7 +147,7 @@ impl PairWorld {
 
     pub(super) fn history(&mut self) -> Result<(), String> {
         while self.tally.crashes < CRASHES_PER_SEED {
-            let mut life = self.open()?;
+            let Some(mut life) = self.open()? else { return Ok(()) };
             self.model.check(&life.engine, &life.reads, &life.report, &mut self.tally)?;
             self.client.recovered(&life.engine, &mut self.model);
             self.tally.torn_tails += u64::from(life.report.torn_tail);
@@ -226,7 +226,9 @@ impl PairWorld {
         // A disk dies only while the other is whole, and never says anything again.
         let dead = (0..2).find(|side| self.disks[*side].get().is_dead());
         let side = dead.or(self.behind).or(self.rotten).unwrap_or_else(|| self.rng.usize(0..2));
-        if self.mode == Mode::MirrorStale && let Some(behind) = self.behind {
+        if self.mode == Mode::MirrorStale
+            && let Some(behind) = self.behind
+        {
             // The control: the wrong disk is taken away, and the operator insists.
             return Some(1 - behind);
         }
@@ -245,7 +247,8 @@ impl PairWorld {
         None
     }
 
-    fn open(&mut self) -> Result<Life, String> {
+    /// `None`: the control has taken away the only copy there is, and was refused.
+    fn open(&mut self) -> Result<Option<Life>, String> {
         let away = if self.opened { self.take_away() } else { None };
         if self.rng.u32(0..3) == 0 {
             let side = self.rng.usize(0..2);
@@ -258,10 +261,11 @@ impl PairWorld {
                     self.opened = true;
                     self.disks.iter().for_each(|disk| disk.get().writes_until_cut = None);
                     self.tally.degraded_opens += u64::from(life.control.status().in_step() < 2);
-                    return Ok(life);
+                    return Ok(Some(life));
                 }
                 Err(OpenError::Disk(DiskError::Closed { .. })) => self.crash(),
                 Err(OpenError::MirrorMissing { .. }) if !accept && (away.is_some() || self.behind.is_some()) => accept = true,
+                Err(OpenError::MirrorIncomplete) if self.mode == Mode::MirrorStale => return Ok(None),
                 Err(error) => return Err(format!("the log could not be opened: {error}")),
             }
         }

@@ -77,10 +77,16 @@ struct Side {
 /// What an operation is, once it is with the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    Write { file: FileId, at: u64, bytes: u64 },
+    Write {
+        file: FileId,
+        at: u64,
+        bytes: u64,
+    },
     Zero(FileId),
     /// `settles`: everything thrown out or joined before it is in it.
-    Superblock { settles: bool },
+    Superblock {
+        settles: bool,
+    },
     Fill,
 }
 
@@ -115,6 +121,8 @@ pub struct MirrorDisk {
     /// Completions that wait for a superblock to say who the survivor is.
     held: Vec<DiskCompletion>,
     must_mark: bool,
+    /// One copy's newest slot is torn: the next write must go there, and not over its only good one.
+    lags: bool,
     /// Superblock writes due without the log asking.
     marks_wanted: u32,
     /// A filled copy is about to count: the survivor's superblock says so first, and it may still fail alone.
@@ -154,12 +162,14 @@ pub struct MirrorPlan {
     pub gone_reason: Option<String>,
     /// The newest superblock, where there is one.
     pub superblock: Option<Superblock>,
+    /// The second copy in step has not got it: its write was cut short there.
+    pub lags: bool,
 }
 
 impl MirrorDisk {
     /// Begins with one copy or with two in step.
     pub fn new(plan: MirrorPlan, options: MirrorOptions) -> MirrorDisk {
-        let MirrorPlan { in_step, peer_gone, gone_reason, superblock } = plan;
+        let MirrorPlan { in_step, peer_gone, gone_reason, superblock, lags } = plan;
         assert!((1..=2).contains(&in_step.len()), "a mirror has one copy or two");
         assert!(in_step.len() == 1 || peer_gone.is_none(), "nobody is missing from a whole pair");
         let mut members = in_step.into_iter().map(|member| Side { member, role: Role::InStep });
@@ -180,6 +190,7 @@ impl MirrorDisk {
             op_next: 1,
             held: Vec::new(),
             must_mark: false,
+            lags,
             marks_wanted: 0,
             announced: false,
             joining: false,
@@ -218,7 +229,9 @@ impl MirrorDisk {
     pub fn fill(&mut self, member: Member, generation: u64) {
         let side = self.sides.iter().position(Option::is_none).expect("only a missing copy is filled");
         tracing::info!(copy = member.name, "filling this copy of the log");
-        self.generation = self.generation.max(generation);
+        // The survivor's slots go on in turn, whatever the other copy's are.
+        let behind = generation.saturating_sub(self.generation);
+        self.generation += behind.next_multiple_of(SLOTS);
         self.peer_gone = Some(member.copy_id);
         self.sides[side] = Some(Side { member, role: Role::Filling });
         self.resilver = Some(Resilver::new(side, self.now()));
@@ -232,6 +245,14 @@ impl MirrorDisk {
         let mut restored = 0;
         if !self.both_in_step() {
             return Ok(0);
+        }
+        if let Some(image) = self.image.filter(|_| std::mem::take(&mut self.lags)) {
+            let side = 1 - self.first;
+            let block = self.for_copy(side, &image);
+            if let Err(error) = self.disk(side).write_now(FileId::Superblock, block.slot_at(), &block.encode(), BLOCK) {
+                self.failed_now(side, error)?;
+                return Ok(0);
+            }
         }
         for number in self.list_segments()? {
             let file = FileId::Segment(number);
@@ -533,7 +554,13 @@ impl MirrorDisk {
         let sides = [0, 1].map(|side| {
             self.sides[side].as_ref().map(|there| {
                 let counts = there.role == Role::InStep && !(self.joining && side != self.first);
-                (there.member.copy_id, there.member.name.clone(), counts, Arc::clone(&there.member.reader), there.member.disk.waker())
+                (
+                    there.member.copy_id,
+                    there.member.name.clone(),
+                    counts,
+                    Arc::clone(&there.member.reader),
+                    there.member.disk.waker(),
+                )
             })
         });
         self.control.show(sides, self.first, self.image);
@@ -554,7 +581,11 @@ impl MirrorDisk {
     }
 
     /// A synchronous write of recovery, to every copy in step.
-    fn write_all_now(&mut self, file: FileId, each: &mut dyn FnMut(&MirrorDisk, usize) -> (u64, AlignedBuf, usize)) -> Result<(), DiskError> {
+    fn write_all_now(
+        &mut self,
+        file: FileId,
+        each: &mut dyn FnMut(&MirrorDisk, usize) -> (u64, AlignedBuf, usize),
+    ) -> Result<(), DiskError> {
         let sides: Vec<usize> = self.in_step().collect();
         for side in sides {
             let (at, data, bytes) = each(self, side);
@@ -629,7 +660,8 @@ impl Disk for MirrorDisk {
             }
             DiskOp::Write { file, at, bytes, .. } => {
                 let (file, at, bytes) = (*file, *at, *bytes as u64);
-                let (follows, waits) = self.resilver.as_mut().map_or((false, false), |resilver| resilver.written(file, at, bytes));
+                let (follows, waits) =
+                    self.resilver.as_mut().map_or((false, false), |resilver| resilver.written(file, at, bytes));
                 let to = [0, 1].map(|side| there[side] && (in_step[side] || follows));
                 let needs = [0, 1].map(|side| to[side] && (in_step[side] || waits));
                 self.submit_op(Some(id), What::Write { file, at, bytes }, &op, to, needs);

@@ -28,12 +28,15 @@ const CREDIT_MAX: u64 = 4 * PIECE;
 /// Makes a disk say, durably and in both slots, that its content is worth nothing until it has been filled from the survivor.
 /// Returns the generation it has now.
 pub fn prepare_target(disk: &mut dyn Disk, survivor: &Superblock, copy_id: Uuid, generation: u64) -> Result<u64, DiskError> {
+    // The first write must not go over the only good slot.
+    let newest = generation.max(survivor.generation);
+    let skip = u64::from((newest + 1) % SLOTS == generation % SLOTS);
     let mut superblock = Superblock {
         copy_id,
         peer_id: survivor.copy_id,
         peer: Peer::Filling,
         peer_lsn: 0,
-        generation: generation.max(survivor.generation),
+        generation: newest + skip,
         ..*survivor
     };
     for _ in 0..SLOTS {
@@ -200,7 +203,9 @@ impl MirrorDisk {
         match listed {
             Ok((files, total)) => {
                 let resilver = self.resilver.as_mut().expect("listing for it");
-                (resilver.queue, resilver.total, resilver.listed) = (files.into(), total, true);
+                // What was made on both meanwhile is there already; an old piece of it must not go over what is new.
+                resilver.queue = files.into_iter().filter(|file| !resilver.followed.contains(file)).collect();
+                (resilver.total, resilver.listed) = (total, true);
                 true
             }
             Err(error) => self.give_up_filling(&error),
@@ -289,7 +294,8 @@ impl MirrorDisk {
         let side = resilver.side;
         let op = DiskOp::Write { file, at, data: Arc::new(data), bytes };
         let id = self.submit_op(None, What::Fill, &op, [side == 0, side == 1], [false; 2]);
-        self.resilver.as_mut().and_then(|resilver| resilver.current.as_mut()).expect("a file is being copied").step = Step::Writing(id);
+        self.resilver.as_mut().and_then(|resilver| resilver.current.as_mut()).expect("a file is being copied").step =
+            Step::Writing(id);
         false
     }
 
