@@ -21,6 +21,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, DiskVerb, FileId, Reader, Wake, Waker};
@@ -131,6 +132,8 @@ pub struct MirrorDisk {
     joining: bool,
     /// A write of the mirror's own failed on the last copy: the log's next write is told.
     broken: Option<DiskError>,
+    /// Who waits for the next copy that goes to be let go of.
+    farewell: Option<Sender<bool>>,
     superblock_op: Option<u64>,
     superblock_waiting: Option<(u64, Superblock)>,
     answers: Vec<DiskCompletion>,
@@ -195,6 +198,7 @@ impl MirrorDisk {
             announced: false,
             joining: false,
             broken: None,
+            farewell: None,
             superblock_op: None,
             superblock_waiting: None,
             answers: Vec::new(),
@@ -478,7 +482,7 @@ impl MirrorDisk {
             self.control.settled(false);
         }
         self.control.gone(side, gone.member.copy_id, reason.to_owned());
-        bury(gone.member);
+        bury(gone.member, self.farewell.take());
         self.show();
         gone.role == Role::InStep
     }
@@ -541,10 +545,13 @@ impl MirrorDisk {
                         self.sides[*side].as_ref().is_some_and(|side| side.member.copy_id == copy_id)
                             && self.in_step().any(|other| other != *side && !late[other])
                     });
-                    if let Some(side) = side {
-                        self.throw_out(side, "it was detached");
+                    match side {
+                        Some(side) => {
+                            self.farewell = Some(answer);
+                            self.throw_out(side, "it was detached");
+                        }
+                        None => drop(answer.send(false)),
                     }
-                    let _ = answer.send(side.is_some());
                 }
             }
         }
@@ -637,8 +644,15 @@ fn superblock_of(data: &[u8]) -> Superblock {
 }
 
 /// Lets go of a disk that may hang: whoever waits for its last answers, it is not the log.
-fn bury(member: Member) {
-    let spawned = std::thread::Builder::new().name("weir-bury".into()).spawn(move || drop(member));
+fn bury(member: Member, farewell: Option<Sender<bool>>) {
+    let let_go = move || {
+        drop(member);
+        // Whoever asked may have given up waiting.
+        if let Some(farewell) = farewell {
+            let _ = farewell.send(true);
+        }
+    };
+    let spawned = std::thread::Builder::new().name("weir-bury".into()).spawn(let_go);
     if let Err(error) = spawned {
         tracing::warn!(%error, "no thread to let go of a disk in; done on the log's");
     }
