@@ -268,3 +268,86 @@ pub fn restore_files(mirror: &mut MirrorDisk) -> Result<u64, DiskError> {
     }
     Ok(restored)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::superblock::VolumeState;
+
+    /// Copy `me` of the log, and what it says of copy `peer_id`.
+    fn copy(me: u8, peer: Peer, peer_id: u8) -> Found {
+        Found::Good(Superblock {
+            node_id: [9; 16],
+            volume_id: [8; 16],
+            generation: 4,
+            epoch: 1,
+            durable_lsn: 0,
+            segment_bytes: 1 << 20,
+            created_ms: 0,
+            state: VolumeState::Open,
+            first_sequence: 1,
+            last_sequence: 1,
+            copy_id: [me; 16],
+            peer_id: [peer_id; 16],
+            peer,
+            peer_lsn: 0,
+        })
+    }
+
+    /// Who counts, or how it is refused.
+    fn verdict(first: Found, second: Found, accept_degraded: bool) -> &'static str {
+        match choose(&[first, second], &[String::new(), String::new()], accept_degraded) {
+            Ok(Choice::Both) => "both",
+            Ok(Choice::New) => "new",
+            Ok(Choice::Survivor { which: 0, .. }) => "first",
+            Ok(Choice::Survivor { .. }) => "second",
+            Err(OpenError::MirrorMissing { .. }) => "missing",
+            Err(OpenError::MirrorSplit) => "split",
+            Err(OpenError::MirrorIncomplete) => "incomplete",
+            Err(OpenError::MirrorForeign { .. }) => "foreign",
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn superblocks_alone_tell_which_copy_counts() {
+        use Peer::{Filling, InStep, None, Out};
+        for (first, second, expected) in [
+            (copy(1, InStep, 2), copy(2, InStep, 1), "both"),
+            (copy(1, Out, 2), copy(2, InStep, 1), "first"),
+            (copy(1, InStep, 2), copy(2, Out, 1), "second"),
+            (copy(1, Out, 2), copy(2, Filling, 1), "first"),
+            // The survivor says already that both count, the other one not yet.
+            (copy(1, Filling, 2), copy(2, InStep, 1), "second"),
+            (copy(1, None, 0), copy(2, Filling, 1), "first"),
+            (copy(1, Out, 2), copy(2, Out, 1), "split"),
+            (copy(1, None, 0), copy(1, None, 0), "split"),
+            (copy(1, Out, 2), copy(2, InStep, 3), "split"),
+            (copy(1, Filling, 2), copy(2, Filling, 1), "incomplete"),
+            // A former copy lies where copy 3 should.
+            (copy(1, InStep, 3), copy(2, InStep, 1), "missing"),
+            (copy(1, InStep, 3), copy(2, Filling, 1), "missing"),
+            (copy(1, InStep, 2), Found::Empty, "missing"),
+            (copy(1, InStep, 2), Found::Nowhere, "missing"),
+            (copy(1, InStep, 2), Found::Absent("dead".to_owned()), "missing"),
+            (copy(1, Out, 2), Found::Absent("dead".to_owned()), "first"),
+            (copy(1, None, 0), Found::Nowhere, "first"),
+            (Found::Empty, copy(2, Out, 1), "second"),
+            (copy(1, Filling, 2), Found::Empty, "incomplete"),
+            (Found::Empty, Found::Empty, "new"),
+            (Found::Empty, Found::Absent("dead".to_owned()), "missing"),
+        ] {
+            let what = format!("{first:?} and {second:?}");
+            assert_eq!(verdict(first, second, false), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_operator_may_go_on_with_one_copy_but_not_choose_between_two_or_use_half_a_one() {
+        use Peer::{Filling, InStep, Out};
+        assert_eq!(verdict(copy(1, InStep, 2), Found::Empty, true), "first");
+        assert_eq!(verdict(copy(1, InStep, 3), copy(2, InStep, 1), true), "first");
+        assert_eq!(verdict(copy(1, Out, 2), copy(2, Out, 1), true), "split");
+        assert_eq!(verdict(copy(1, Filling, 2), Found::Nowhere, true), "incomplete");
+    }
+}
