@@ -7,7 +7,7 @@ SECONDS_PER_FUZZ_TARGET ?= 60
 SEEDS   ?= 404
 ROUNDS  ?= 50
 
-.PHONY: help quickstart test build plugins setup check unit sim crash fuzz bench clean
+.PHONY: help quickstart test build plugins setup check unit sim crash powercut fuzz bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,9 @@ endif
 crash: build ## ROUNDS rounds of SIGKILL under load against the real binary
 	$(CARGO) build --release --locked -p weir-tests
 	@target/release/weir-crash --rounds $(ROUNDS) --weir target/release/weir
+
+powercut: build ## CUTS power cuts below ext4 and XFS under load, and other disk faults; needs root, /dev/fuse and loop devices
+	@.ci/powercut target/release/weir
 
 fuzz: setup ## every fuzz target for a minute
 	@.ci/fuzz $(SECONDS_PER_FUZZ_TARGET)

@@ -5,7 +5,7 @@ mod quic;
 mod raw;
 mod request;
 
-pub use disk::{DiskFloor, durable_writes};
+pub use disk::{DiskFloor, durable_writes, sequential_reads};
 pub use quic::{QuicFloor, raw_quic};
 pub use raw::{Identity, RawPeer, Transport, serve};
 pub use request::{RequestFloor, RequestShape, raw_requests};

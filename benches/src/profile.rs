@@ -1,6 +1,7 @@
 //! The profiles: each drives a node through the client library, or one part of a node alone, and fills a
 //! [`Report`](crate::Report).
 
+mod cold;
 mod consume;
 mod lanes;
 mod pace;
@@ -11,6 +12,7 @@ mod storage;
 mod streams;
 mod tally;
 
+pub use cold::cold;
 pub use consume::{fill_topic, read_topic, tail};
 pub use pace::latency;
 pub use pipeline::{BYTE_FILTER, PluginUse, pipeline};

@@ -41,3 +41,13 @@ pub(crate) fn base_offset(batch: &[u8]) -> i64 {
     bytes.copy_from_slice(&batch[..8]);
     i64::from_be_bytes(bytes)
 }
+
+/// Records in a stored batch; at most the offsets it takes.
+pub(crate) fn record_count(batch: &[u8]) -> u32 {
+    batch.get(57..61).map_or(0, |bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+/// Highest record timestamp of a stored batch, ms; `None` where there is none.
+pub(crate) fn max_timestamp(batch: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(*batch.get(35..)?.first_chunk()?))
+}

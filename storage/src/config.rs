@@ -43,10 +43,78 @@ pub struct LogConfig {
     pub index_entries_max: usize,
     /// Producer lanes remembered; the longest idle are forgotten beyond it.
     pub producers_max: usize,
+    /// Where records go when they leave the WAL; `None`: nowhere, retention works on WAL segments.
+    pub cold: Option<ColdConfig>,
     /// Refuse a directory of another node; `None`: accept whichever it belongs to.
     pub node_id: Option<[u8; 16]>,
     /// Open a volume that a failed write has fenced; for operators who have checked the disk.
     pub accept_fenced: bool,
+}
+
+/// The cold tier: when the WAL is sorted, and with how much memory and disk bandwidth.
+#[derive(Clone, Debug)]
+pub struct ColdConfig {
+    /// Bytes of full WAL segments from which they are sorted.
+    pub sort_bytes: u64,
+    /// Age of the oldest record in the WAL from which it is sorted anyway.
+    pub sort_age: Duration,
+    /// Records held in memory while sorting, before compression: the size of the smallest cold segment.
+    pub sort_memory_bytes: usize,
+    /// WAL segments at most; appends wait for the sorter beyond it.
+    pub wal_bytes_max: u64,
+    /// Cold segments of one class from this many on become one, until they have `merged_bytes`.
+    pub merge_fan_in: usize,
+    /// Records of a cold segment, before compression, from which it is not merged any more.
+    pub merged_bytes: u64,
+    /// Memory for the keys of one partition while it is compacted.
+    pub key_map_bytes_max: usize,
+    /// Reads and writes of sorting and merging together, bytes a second; `None`: as fast as they go.
+    pub bandwidth_bytes_max: Option<u64>,
+}
+
+/// How the partitions of a class are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassPolicy {
+    /// Age of the newest record of a cold segment from which it goes; `None`: no limit.
+    pub retention_ms: Option<u64>,
+    /// Bytes of record batches of all its partitions together, in cold segments; `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    /// Keep the last record of each key.
+    pub compact: bool,
+    /// Whether `retention_ms` and `retention_bytes` count; only a compacted class may be without.
+    pub delete: bool,
+    /// How long a tombstone of a compacted class can be read.
+    pub delete_retention_ms: u64,
+    /// While the disk is full its oldest segments go.
+    pub drop_oldest: bool,
+}
+
+impl Default for ClassPolicy {
+    fn default() -> ClassPolicy {
+        ClassPolicy {
+            retention_ms: None,
+            retention_bytes: None,
+            compact: false,
+            delete: true,
+            delete_retention_ms: 24 * 3600 * 1000,
+            drop_oldest: false,
+        }
+    }
+}
+
+impl Default for ColdConfig {
+    fn default() -> ColdConfig {
+        ColdConfig {
+            sort_bytes: 64 << 20,
+            sort_age: Duration::from_secs(600),
+            sort_memory_bytes: 32 << 20,
+            wal_bytes_max: 2 << 30,
+            merge_fan_in: 8,
+            merged_bytes: 256 << 20,
+            key_map_bytes_max: 16 << 20,
+            bandwidth_bytes_max: None,
+        }
+    }
 }
 
 impl LogConfig {
@@ -61,7 +129,7 @@ impl LogConfig {
             segment_bytes: 64 << 20,
             spare_segments: 2,
             frame_bytes_max: 8 << 20,
-            compress_from_bytes: Some(16 << 10),
+            compress_from_bytes: Some(8 << 10),
             tail_cache_bytes: 64 << 20,
             idle_watermark: Duration::from_millis(20),
             backend: BackendChoice::Auto,
@@ -70,6 +138,7 @@ impl LogConfig {
             meta_bytes_max: 8 << 20,
             index_entries_max: 8 << 20,
             producers_max: 32 << 10,
+            cold: None,
             node_id: None,
             accept_fenced: false,
         }

@@ -7,9 +7,12 @@
 #![deny(unsafe_code)]
 
 mod batches;
+pub mod check;
+pub mod cold;
 pub mod config;
 pub mod core;
 pub mod disk;
+pub mod dump;
 pub mod format;
 mod lock;
 mod log;
@@ -19,12 +22,14 @@ pub mod recovery;
 pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod sorter;
 pub mod stats;
 pub mod table;
+mod task;
 pub mod types;
 pub mod view;
 
-pub use config::LogConfig;
+pub use config::{ClassPolicy, ColdConfig, LogConfig};
 pub use disk::BackendChoice;
 pub use disk::DiskProbe;
 pub use disk::mirror::{CopyState, CopyStatus, MirrorStatus};
@@ -34,6 +39,6 @@ pub use read::{ReadReply, TimestampReply};
 pub use report::{Damage, Gap, LogError, OpenError, RecoveryReport};
 pub use stats::{Latency, LogStats};
 pub use types::{
-    Append, AppendEntry, AppendError, BaseOffsets, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
+    Append, AppendEntry, AppendError, BaseOffsets, ClassId, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
     PartitionId, PartitionOp, ProducerKey, ProducerMark, ProducerState, ReadChunk, ReadError, ReadRequest,
 };

@@ -39,6 +39,29 @@ impl DirLock {
         }
         Ok(DirLock(file))
     }
+
+    /// Keeps nodes out while the directory is read, without writing anything; several may do so at once. A directory without a LOCK
+    /// (a copy) has no node: `None`.
+    pub(crate) fn share(dir: &Path) -> Result<Option<DirLock>, OpenError> {
+        let path = dir.join("LOCK");
+        let error = |what| {
+            let path = path.clone();
+            move |source| OpenError::Directory { what, path, source }
+        };
+        let mut file = match File::open(&path) {
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(error("opening"))?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(DirLock(file))),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                let _ = file.read_to_string(&mut pid);
+                Err(OpenError::InUse { path: dir.to_owned(), pid: pid.trim().to_owned() })
+            }
+            Err(errno) => Err(error("locking")(errno.into())),
+        }
+    }
 }
 
 /// Makes everything a killed process left in the page cache durable, before recovery believes any of it.

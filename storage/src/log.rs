@@ -8,15 +8,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::config::LogConfig;
+use crate::cold::job::{Done, JobError};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::mirror::{MirrorReader, MirrorStatus};
-use crate::disk::{Disk, DiskCompletion, DiskProbe, Waker};
+use crate::disk::{ColdOpener, Disk, DiskCompletion, DiskProbe, Waker};
 use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::pair::restore_files;
 use crate::recovery::recover;
 use crate::report::{LogError, OpenError, RecoveryReport};
+use crate::sorter::{Sorter, Tools};
 use crate::stats::LogStats;
 use crate::table::NumberMap;
 use crate::types::*;
@@ -66,6 +68,10 @@ const WORTH_BYTES: usize = 64 << 10;
 struct Queue {
     appends: Vec<Waiting>,
     bytes: usize,
+    /// Classes that are kept by other rules from now on.
+    policies: Vec<(ClassId, ClassPolicy)>,
+    /// What came of the sorter's job.
+    job_done: Option<Result<Done, JobError>>,
     stopping: bool,
     closed: bool,
 }
@@ -130,10 +136,14 @@ impl Log {
             view,
             listeners: RwLock::default(),
             probe,
-            mirror: Mirror { control, dir: config.dir.clone(), backend: config.backend },
+            mirror: Mirror { control, dir: config.dir.clone(), backend: config.backend, tiered: config.cold.is_some() },
         });
+        let sorter = match (config.cold, opened.cold) {
+            (Some(cold_config), Some(cold)) => Some(start_sorter(&shared, cold, cold_config, report.volume_id)?),
+            _ => None,
+        };
         let disk: Box<dyn Disk> = Box::new(disk);
-        let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default() };
+        let driver = Driver { sorter, engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default() };
         let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
@@ -164,6 +174,21 @@ impl Drop for Log {
             tracing::error!(%error, "the log did not shut down cleanly");
         }
     }
+}
+
+fn start_sorter(
+    shared: &Arc<Shared>,
+    open: ColdOpener,
+    config: ColdConfig,
+    log_id: crate::format::Uuid,
+) -> Result<Sorter, OpenError> {
+    let waiting = Arc::clone(shared);
+    let done = Box::new(move |result| {
+        waiting.queue().job_done = Some(result);
+        waiting.wake(true);
+    });
+    let (view, reads) = (Arc::clone(&shared.view), Arc::downgrade(&shared.reads));
+    Sorter::start(Tools { open, view, reads, log_id, config, done })
 }
 
 fn log_report(report: &RecoveryReport) {
@@ -267,6 +292,13 @@ impl LogHandle {
         from.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
+    /// From now on the partitions of a class are kept by these rules. Not stored: to be said again after each start, before that
+    /// nothing of the class goes.
+    pub fn set_class_policy(&self, class: ClassId, policy: ClassPolicy) {
+        self.shared.queue().policies.push((class, policy));
+        self.shared.wake(true);
+    }
+
     /// Calls `listener` from the log thread after each commit, with the partitions that grew.
     pub fn on_commit(&self, listener: CommitListener) {
         self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
@@ -357,6 +389,8 @@ impl Clock {
 
 /// The log thread.
 struct Driver {
+    /// Before the disk, which holds the lock: its thread has ended when another may open the directory.
+    sorter: Option<Sorter>,
     engine: Engine<Ticket>,
     disk: Box<dyn Disk>,
     shared: Arc<Shared>,
@@ -387,7 +421,13 @@ impl Driver {
         let mut completions: Vec<DiskCompletion> = Vec::new();
         let mut out = Output::default();
         while !self.engine.is_closed() || !self.shared.queue().stopping {
-            let stopping = self.take_queue(&mut appends);
+            let (stopping, job_done, policies) = self.take_queue(&mut appends);
+            for (class, policy) in policies {
+                self.engine.set_policy(class, policy);
+            }
+            if let Some(result) = job_done {
+                self.engine.job_done(result);
+            }
             for Waiting { append, ticket } in appends.drain(..) {
                 self.engine.submit(append, ticket, &mut out);
             }
@@ -398,6 +438,9 @@ impl Driver {
             for (id, op) in out.ops.drain(..) {
                 self.disk.submit(id, op);
             }
+            for (job, sorter) in out.jobs.drain(..).zip(&self.sorter) {
+                sorter.submit(job);
+            }
             self.deliver(&mut out);
             self.engine.prepare();
             if !self.engine.is_closed() || !stopping {
@@ -406,11 +449,11 @@ impl Driver {
         }
     }
 
-    fn take_queue(&self, appends: &mut Vec<Waiting>) -> bool {
+    fn take_queue(&self, appends: &mut Vec<Waiting>) -> Orders {
         let mut queue = self.shared.queue();
         std::mem::swap(&mut queue.appends, appends);
         queue.bytes = 0;
-        queue.stopping
+        (queue.stopping, queue.job_done.take(), std::mem::take(&mut queue.policies))
     }
 
     fn deliver(&mut self, out: &mut Output<Ticket>) {
@@ -434,13 +477,20 @@ impl Driver {
         // A push before that was seen did not wake: look once more.
         let queue = self.shared.queue();
         let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
-        let wait = if nothing && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
+        let wait = if nothing && queue.job_done.is_none() && queue.policies.is_empty() && !queue.stopping {
+            wake_in
+        } else {
+            Some(Duration::ZERO)
+        };
         drop(queue);
         self.disk.poll(wait, completions);
         self.engine.set_durable_copies(self.disk.durable_copies());
         self.shared.sleep.store(AWAKE, Ordering::SeqCst);
     }
 }
+
+/// Whether to stop, what came of a job, new policies.
+type Orders = (bool, Option<Result<Done, JobError>>, Vec<(ClassId, ClassPolicy)>);
 
 /// A sink and what it gets.
 type SinkGroup = (Option<Sink>, Vec<(u64, Outcome)>);

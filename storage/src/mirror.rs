@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::LogConfig;
 use crate::disk::mirror::{Member, MirrorControl, MirrorDisk, MirrorOptions, prepare_target};
-use crate::disk::{self, BackendChoice, DiskProbe, OpenedDisk};
+use crate::disk::{self, BackendChoice, ColdOpener, DiskProbe, OpenedDisk};
 use crate::format::Uuid;
 use crate::lock::{DirLock, sync_files};
 use crate::recovery::pair::{Candidate, Target, may_be_filled, pair};
@@ -23,6 +23,8 @@ pub(crate) struct OpenedMirror {
     pub(crate) probe: DiskProbe,
     /// To be filled when the log is recovered.
     pub(crate) target: Target,
+    /// Makes the store of the cold tier, in the first directory.
+    pub(crate) cold: Option<ColdOpener>,
 }
 
 /// The running log's copies.
@@ -30,7 +32,11 @@ pub(crate) struct Mirror {
     pub(crate) control: Arc<MirrorControl>,
     pub(crate) dir: PathBuf,
     pub(crate) backend: BackendChoice,
+    /// There is a cold tier, of which nobody keeps a second copy.
+    pub(crate) tiered: bool,
 }
+
+const ONE_COPY_YET: &str = "the cold tier keeps one copy yet: a log with one cannot have a mirror_dir; do without the cold tier or without the second copy";
 
 pub(crate) fn fresh_id() -> Uuid {
     uuid::Uuid::new_v4().into_bytes()
@@ -38,8 +44,17 @@ pub(crate) fn fresh_id() -> Uuid {
 
 /// Opens the volume, and the second one where it is configured.
 pub(crate) fn open(config: &LogConfig, start: Instant) -> Result<OpenedMirror, OpenError> {
-    let (first, mut probe) = match open_member(&config.dir, config.backend) {
-        Ok((member, probe)) => (Ok(member), Some(probe)),
+    if config.mirror_dir.is_some() && config.cold.is_some() {
+        return Err(OpenError::BadConfig(ONE_COPY_YET.to_owned()));
+    }
+    // One sort's output, should nothing of it compress.
+    let headroom = config.cold.as_ref().map_or(0, |cold| cold.sort_bytes.max(config.segment_bytes));
+    let mut cold = None;
+    let (first, mut probe) = match open_member(&config.dir, config.backend, headroom) {
+        Ok((member, opener, probe)) => {
+            cold = Some(opener);
+            (Ok(member), Some(probe))
+        }
         // With a second copy the log can do without this one.
         Err(error @ OpenError::InUse { .. }) => return Err(error),
         Err(error) if config.mirror_dir.is_none() => return Err(error),
@@ -50,8 +65,8 @@ pub(crate) fn open(config: &LogConfig, start: Instant) -> Result<OpenedMirror, O
         if dir == &config.dir {
             return Err(OpenError::BadConfig("mirror_dir must be another directory than dir, on another disk".to_owned()));
         }
-        let member = match open_member(dir, config.backend) {
-            Ok((member, found)) => {
+        let member = match open_member(dir, config.backend, 0) {
+            Ok((member, _, found)) => {
                 probe.get_or_insert(found);
                 warn_of_one_disk(&config.dir, dir);
                 Ok(member)
@@ -69,15 +84,15 @@ pub(crate) fn open(config: &LogConfig, start: Instant) -> Result<OpenedMirror, O
         clock: Box::new(move || start.elapsed()),
     };
     let probe = probe.ok_or_else(|| OpenError::MirrorMissing { what: "neither directory can be opened".to_owned() })?;
-    Ok(OpenedMirror { disk: MirrorDisk::new(plan, options), probe, target })
+    Ok(OpenedMirror { disk: MirrorDisk::new(plan, options), probe, target, cold })
 }
 
-fn open_member(dir: &Path, backend: BackendChoice) -> Result<(Member, DiskProbe), OpenError> {
+fn open_member(dir: &Path, backend: BackendChoice, headroom: u64) -> Result<(Member, ColdOpener, DiskProbe), OpenError> {
     let lock = DirLock::acquire(dir)?;
-    let OpenedDisk { disk, reader, probe } = disk::open(dir, backend)?;
+    let OpenedDisk { disk, reader, cold, probe } = disk::open_with_headroom(dir, backend, headroom)?;
     sync_files(dir)?;
     let name = dir.display().to_string();
-    Ok((Member { disk, reader, copy_id: [0; 16], name, keep: Box::new(lock) }, probe))
+    Ok((Member { disk, reader, copy_id: [0; 16], name, keep: Box::new(lock) }, cold, probe))
 }
 
 fn warn_of_one_disk(dir: &Path, mirror_dir: &Path) {
@@ -93,11 +108,14 @@ fn warn_of_one_disk(dir: &Path, mirror_dir: &Path) {
 
 impl Mirror {
     pub(crate) fn attach(&self, dir: &Path) -> Result<(), OpenError> {
+        if self.tiered {
+            return Err(OpenError::BadConfig(ONE_COPY_YET.to_owned()));
+        }
         let busy = |what: &str| Err(OpenError::MirrorBusy(what.to_owned()));
         let Some(survivor) = self.control.survivor() else {
             return busy("the log has two copies, or is just letting go of one: detach one first, or try again");
         };
-        let (mut member, _) = open_member(dir, self.backend)?;
+        let (mut member, ..) = open_member(dir, self.backend, 0)?;
         warn_of_one_disk(&self.dir, dir);
         let generation = may_be_filled(member.disk.as_mut(), &survivor, &member.name)?;
         member.copy_id = fresh_id();

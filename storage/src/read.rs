@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::batches;
+use crate::cold::read::{Answer, ColdReads};
 use crate::core::slice_of;
 use crate::disk::{DiskRead, FileId, Reader};
 use crate::format::frame::{self, EntryKind, FrameHeader};
@@ -49,18 +50,22 @@ pub(crate) struct ReadPath {
     reader: Arc<dyn Reader>,
     volume_id: Uuid,
     cold: Mutex<FrameCache>,
+    tier: ColdReads,
 }
 
 impl ReadPath {
     pub(crate) fn new(view: Arc<View>, reader: Arc<dyn Reader>, volume_id: Uuid) -> ReadPath {
-        ReadPath { view, reader, volume_id, cold: Mutex::new(FrameCache::new(COLD_CACHE_BYTES)) }
+        let tier = ColdReads::new(Arc::clone(&view), Arc::clone(&reader));
+        ReadPath { view, reader, volume_id, cold: Mutex::new(FrameCache::new(COLD_CACHE_BYTES)), tier }
     }
 
     /// Answers inline where memory can, else from the reader's thread.
     pub(crate) fn read(self: &Arc<Self>, request: ReadRequest, reply: ReadReply) {
-        let walk = match Walk::begin(&self.view.tables(), &request) {
+        let walk = Walk::begin(&self.view.tables(), &request);
+        let walk = match walk {
             Ok(walk) => walk,
-            Err(answer) => return reply(answer),
+            Err(Begin::Answer(answer)) => return reply(answer),
+            Err(Begin::Cold) => return self.read_cold(request, reply),
         };
         let (mut walk, positions) = walk;
         {
@@ -85,12 +90,29 @@ impl ReadPath {
         self.drive(walk, None, reply);
     }
 
+    /// What has left the WAL.
+    fn read_cold(self: &Arc<Self>, request: ReadRequest, reply: ReadReply) {
+        self.view.reads.from_disk.fetch_add(1, Ordering::Relaxed);
+        let path = Arc::clone(self);
+        crate::task::run(async move {
+            match path.tier.read(&request).await {
+                Answer::Done(answer) => reply(answer),
+                Answer::GoOnAt(offset) => path.read(ReadRequest { offset, ..request }, reply),
+            }
+        });
+    }
+
+    /// A cold segment's file is gone.
+    pub(crate) fn forget_cold(&self, number: u32) {
+        self.tier.forget(number);
+    }
+
     /// Walks on until the chunk is full, the next frame would have to be waited for, or the log ends.
     fn drive(self: &Arc<Self>, mut walk: Walk, mut fetched: Option<Arc<CachedFrame>>, reply: ReadReply) {
         loop {
             let place = match self.place(&mut walk.position) {
                 Ok(place) => place,
-                Err(End::Gone) => return reply(walk.answer_gone(&self.view)),
+                Err(End::Gone) => return self.answer_gone(walk, reply),
                 Err(End::OfLog) => {
                     let to = walk.high_watermark;
                     return reply(walk.answer_or_gap(to));
@@ -109,6 +131,15 @@ impl ReadPath {
         }
     }
 
+    /// The segment has left the WAL: its records are in cold segments now, or out of range.
+    fn answer_gone(self: &Arc<Self>, walk: Walk, reply: ReadReply) {
+        if self.view.tables().tiered && walk.batches.is_empty() {
+            let request = ReadRequest { partition: walk.partition, offset: walk.offset, bytes_max: walk.bytes_max };
+            return self.read(request, reply);
+        }
+        reply(walk.answer_gone(&self.view));
+    }
+
     fn fetch_for(self: &Arc<Self>, walk: Walk, place: SegmentPlace, reply: ReadReply) {
         let path = Arc::clone(self);
         let position = walk.position;
@@ -119,7 +150,7 @@ impl ReadPath {
             None,
             Box::new(move |fetched| match fetched {
                 Ok(frame) => path.drive(walk, Some(frame), reply),
-                Err(FetchError::Gone) => reply(walk.answer_gone(&path.view)),
+                Err(FetchError::Gone) => path.answer_gone(walk, reply),
                 Err(FetchError::Damaged) => {
                     let behind = behind_damage(&path.view.tables(), walk.partition, position);
                     let to = behind.unwrap_or(walk.high_watermark);
@@ -256,19 +287,34 @@ impl ReadPath {
         parse_payload(&header, data).map_or(Parsed::Nothing, |frame| Parsed::Frame(Arc::new(frame)))
     }
 
-    /// Offset and timestamp of the first record that is not older than `timestamp`: a search among frames, then a walk.
+    /// Offset and timestamp of the first record that is not older than `timestamp`: cold segments first, they are older.
     pub(crate) fn offset_for_timestamp(self: &Arc<Self>, partition: PartitionId, timestamp: i64, reply: TimestampReply) {
-        let (samples, high_watermark) = {
+        if self.view.tables().cold.is_empty() {
+            return self.search_wal(partition, timestamp, reply);
+        }
+        let path = Arc::clone(self);
+        crate::task::run(async move {
+            match path.tier.offset_for_timestamp(partition, timestamp).await {
+                Ok(None) => path.search_wal(partition, timestamp, reply),
+                answer => reply(answer),
+            }
+        });
+    }
+
+    /// A search among frames, then a walk.
+    fn search_wal(self: &Arc<Self>, partition: PartitionId, timestamp: i64, reply: TimestampReply) {
+        let (samples, start, high_watermark) = {
             let tables = self.view.tables();
             let Some(found) = tables.partitions.get(partition) else { return reply(Err(ReadError::UnknownPartition)) };
             let live = found.live(tables.first_sequence());
             let step = live.len().div_ceil(SAMPLES_MAX).max(1);
-            (live.iter().step_by(step).copied().collect::<Vec<IndexEntry>>(), found.next)
+            let samples = live.iter().step_by(step).copied().collect::<Vec<IndexEntry>>();
+            (samples, tables.start_of(found), found.next)
         };
         let Some(first) = samples.first() else { return reply(Ok(None)) };
         let position = first.position;
         let to = samples.len();
-        let search = Search { partition, timestamp, high_watermark, samples, from: 0, to, position, walking: false };
+        let search = Search { partition, timestamp, start, high_watermark, samples, from: 0, to, position, walking: false };
         self.drive_search(search, None, reply);
     }
 
@@ -336,6 +382,14 @@ enum Next {
     Stop,
 }
 
+/// Why a read does not begin in the WAL.
+enum Begin {
+    /// There is nothing to walk.
+    Answer(Result<ReadChunk, ReadError>),
+    /// The offset has left the WAL.
+    Cold,
+}
+
 /// A read under way.
 struct Walk {
     partition: PartitionId,
@@ -354,24 +408,28 @@ struct Walk {
 
 impl Walk {
     /// Where to begin, and the frames the index names from there; or the answer, where there is nothing to walk.
-    fn begin(tables: &Tables, request: &ReadRequest) -> Result<(Walk, Vec<Position>), Result<ReadChunk, ReadError>> {
+    fn begin(tables: &Tables, request: &ReadRequest) -> Result<(Walk, Vec<Position>), Begin> {
         let ReadRequest { partition, offset, bytes_max } = *request;
-        let found = tables.partitions.get(partition).ok_or(Err(ReadError::UnknownPartition))?;
-        let (start, high_watermark) = (found.start(tables.first_sequence()), found.next);
+        let error = |error| Begin::Answer(Err(error));
+        let found = tables.partitions.get(partition).ok_or(error(ReadError::UnknownPartition))?;
+        let (start, high_watermark) = (tables.start_of(found), found.next);
         if offset < start || offset > high_watermark {
-            return Err(Err(ReadError::OutOfRange { start, high_watermark }));
+            return Err(error(ReadError::OutOfRange { start, high_watermark }));
         }
         if offset == high_watermark {
-            return Err(Ok(ReadChunk { batches: Vec::new(), next_offset: offset, high_watermark }));
+            return Err(Begin::Answer(Ok(ReadChunk { batches: Vec::new(), next_offset: offset, high_watermark })));
         }
         if let Some(gap) = tables.gap_at(partition, offset) {
-            return Err(Err(ReadError::Gap { from: gap.from, to: gap.to }));
+            return Err(error(ReadError::Gap { from: gap.from, to: gap.to }));
+        }
+        if tables.tiered && offset < found.wal_start(tables.first_sequence()) {
+            return Err(Begin::Cold);
         }
         let live = found.live(tables.first_sequence());
         let at = live.partition_point(|entry| entry.base_offset <= offset);
         let from = at.saturating_sub(1);
         let Some(first) = live.get(from) else {
-            return Err(Err(ReadError::Gap { from: offset, to: high_watermark }));
+            return Err(error(ReadError::Gap { from: offset, to: high_watermark }));
         };
         let positions = live[from..].iter().take(INLINE_FRAMES_MAX).map(|entry| entry.position).collect();
         let walk = Walk {
@@ -458,6 +516,7 @@ impl Walk {
 struct Search {
     partition: PartitionId,
     timestamp: i64,
+    start: i64,
     high_watermark: i64,
     samples: Vec<IndexEntry>,
     from: usize,
@@ -499,20 +558,22 @@ impl Search {
         self.position.block += frame.blocks;
         let young =
             slices.iter().filter(|slice| slice.max_timestamp >= self.timestamp && slice.base_offset < self.high_watermark);
-        young.filter_map(|slice| first_record_from(&frame.bytes(slice), self.timestamp)).next()
+        young.filter_map(|slice| first_record_from(&frame.bytes(slice), self.timestamp, self.start)).next()
     }
 }
 
-/// The first record that is not older. Of a batch whose codec is unknown here: its first offset, so that nothing is skipped.
-fn first_record_from(stored: &[u8], timestamp: i64) -> Option<(i64, i64)> {
+/// The first record from `start` on that is not older. Of a batch whose codec is unknown here: its first offset, so that nothing is skipped.
+pub(crate) fn first_record_from(stored: &[u8], timestamp: i64, start: i64) -> Option<(i64, i64)> {
     let mut scratch = Vec::new();
     for batch in weir_batch::split_batches(stored) {
         let batch = batch.ok()?;
-        if batch.max_timestamp() < timestamp {
+        if batch.max_timestamp() < timestamp || batch.next_offset() <= start {
             continue;
         }
         let Ok(mut records) = batch.records(&mut scratch) else { return Some((batch.base_offset(), batch.max_timestamp())) };
-        if let Some(record) = records.find_map(|record| record.ok().filter(|record| record.timestamp >= timestamp)) {
+        if let Some(record) =
+            records.find_map(|record| record.ok().filter(|record| record.timestamp >= timestamp && record.offset >= start))
+        {
             return Some((record.offset, record.timestamp));
         }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::disk::DiskError;
+use crate::format::superblock::FormatVersion;
 use crate::types::{Lsn, PartitionId};
 
 /// Records that the disk lost: offsets `from..to` of one partition.
@@ -109,12 +110,32 @@ pub enum OpenError {
     )]
     SuperblockDamaged,
     /// Written by a newer program.
-    #[error("the volume has format {found}.x, this program reads up to {supported}.x: use the newer program")]
+    #[error("the volume has format {found}, this program reads up to {supported}: use the newer program")]
     NewerFormat {
-        /// Major version found.
+        /// Version found.
+        found: FormatVersion,
+        /// Newest one known here.
+        supported: FormatVersion,
+    },
+    /// A segment of a newer program.
+    #[error("segment file {file} has version {found}, this program reads up to {supported}: use the newer program")]
+    NewerSegment {
+        /// File number.
+        file: u32,
+        /// Version found.
         found: u16,
         /// Newest one known here.
         supported: u16,
+    },
+    /// A frame of a newer program.
+    #[error("segment file {file} has {found} at {at}, which this program does not know: use the newer program")]
+    NewerFrame {
+        /// File number.
+        file: u32,
+        /// Where in it.
+        at: u64,
+        /// What is unknown about it.
+        found: crate::format::frame::Unknown,
     },
     /// Directory of another node.
     #[error(
@@ -219,6 +240,9 @@ pub enum OpenError {
     /// Limits contradict each other.
     #[error("bad limits: {0}")]
     BadConfig(String),
+    /// The list of cold segments cannot be read.
+    #[error(transparent)]
+    Manifest(#[from] crate::cold::manifest::ManifestError),
     /// The disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),

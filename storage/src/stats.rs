@@ -104,6 +104,28 @@ pub struct LogStats {
     pub reads_from_memory: u64,
     /// Reads that went to the disk.
     pub reads_from_disk: u64,
+    /// Cold segments.
+    pub cold_segments: u64,
+    /// Bytes of their files.
+    pub cold_bytes: u64,
+    /// Bytes of WAL frames the sorter has read.
+    pub sorted_from_bytes: u64,
+    /// Bytes of batches it has put into cold segments, before compression.
+    pub sorted_batch_bytes: u64,
+    /// Bytes of the cold segments it has made.
+    pub sorted_to_bytes: u64,
+    /// Bytes of cold segments read to make others of them.
+    pub merged_from_bytes: u64,
+    /// Bytes of the cold segments made of them.
+    pub merged_to_bytes: u64,
+    /// Records left out by compaction.
+    pub records_compacted: u64,
+    /// Cold segments removed by retention.
+    pub segments_expired: u64,
+    /// Cold segments removed because the disk was full and their class gives way.
+    pub segments_dropped_for_space: u64,
+    /// Stretches of durable frames that turned out to be damaged while running.
+    pub damaged_frames: u64,
     /// Making a spare segment failed for want of space and has not succeeded since.
     pub disk_full: bool,
     /// Copies that hold everything: two for a mirrored log in health.

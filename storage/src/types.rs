@@ -29,6 +29,16 @@ impl fmt::Display for PartitionId {
     }
 }
 
+/// Retention class: partitions that are kept by the same rules share one, and share cold segments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(pub u32);
+
+impl fmt::Display for ClassId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 /// One lane of one producer: the unit in which sequences count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProducerKey {
@@ -83,11 +93,16 @@ pub enum MetaOp {
     },
 }
 
-/// Birth and death of a partition.
+/// Birth, change and death of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionOp {
     /// Start at offset 0; opening an open partition changes nothing. Takes effect before the entries of its append.
     Open(PartitionId),
+    /// Raise its first offset: what lies before is gone for readers. A lower one, or one behind the end, changes nothing.
+    /// Takes effect after `Open` and before the entries.
+    RaiseStart(PartitionId, i64),
+    /// From now on its records are kept by the rules of another class. Takes effect with `RaiseStart`.
+    SetClass(PartitionId, ClassId),
     /// Forget it and its records. Takes effect after the entries of its append.
     Drop(PartitionId),
 }
@@ -217,6 +232,9 @@ pub enum AppendError {
         /// Bytes a frame holds.
         max: u64,
     },
+    /// The key belongs to the log itself.
+    #[error("metadata keys that begin with a zero byte belong to the log: use another key")]
+    ReservedKey,
     /// Lengths and counts of the batches do not agree with the entry.
     #[error("the record batches are not what their entry says ({reason}): verify them before appending")]
     BadBatches {

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bytes::Bytes;
 
+use crate::cold::manifest::ManifestEntry;
 use crate::report::Gap;
 use crate::stats::{LogStats, ReadCounters};
 use crate::table::{NumberMap, PartitionMap};
-use crate::types::{PartitionBounds, PartitionId, ProducerKey, ProducerState};
+use crate::types::{ClassId, PartitionBounds, PartitionId, ProducerKey, ProducerState};
 
 /// Gaps remembered at most; the oldest are forgotten.
 pub const GAPS_MAX: usize = 4096;
@@ -35,17 +36,19 @@ pub struct IndexEntry {
     pub position: Position,
 }
 
-const _: () = assert!(size_of::<IndexEntry>() == 16 && size_of::<Option<Partition>>() == 40);
+const _: () = assert!(size_of::<IndexEntry>() == 16 && size_of::<Option<Partition>>() == 48);
 
 /// A partition's durable side.
 #[derive(Debug, Default)]
 pub struct Partition {
-    /// First offset kept, as far as known; dead index entries may raise it.
+    /// First offset kept, as far as known; without a cold tier dead index entries may raise it.
     pub start: i64,
     /// One past the last durable record.
     pub next: i64,
-    /// Frames that hold its records.
+    /// Frames of the WAL that hold its records.
     pub index: Vec<IndexEntry>,
+    /// By which rules it is kept.
+    pub class: ClassId,
 }
 
 impl Partition {
@@ -63,20 +66,24 @@ impl Partition {
         }
     }
 
-    /// First offset kept.
-    pub fn start(&self, first_sequence: u32) -> i64 {
-        let dead = self.dead(first_sequence);
-        if dead == 0 {
-            return self.start;
-        }
-        self.start.max(self.index.get(dead).map_or(self.next, |entry| entry.base_offset))
+    /// First offset in the WAL.
+    pub fn wal_start(&self, first_sequence: u32) -> i64 {
+        self.index.get(self.dead(first_sequence)).map_or(self.next, |entry| entry.base_offset)
     }
 
-    /// Cuts dead entries off; returns how many.
-    pub fn trim(&mut self, first_sequence: u32) -> usize {
+    /// First offset kept where there is nothing but the WAL.
+    fn start_without_cold(&self, first_sequence: u32) -> i64 {
+        let dead = self.dead(first_sequence);
+        if dead == 0 { self.start } else { self.start.max(self.wal_start(first_sequence)) }
+    }
+
+    /// Cuts dead entries off; returns how many. Without a cold tier their records are gone.
+    fn trim(&mut self, first_sequence: u32, tiered: bool) -> usize {
         let dead = self.dead(first_sequence);
         if dead > 0 {
-            self.start = self.start(first_sequence);
+            if !tiered {
+                self.start = self.start_without_cold(first_sequence);
+            }
             self.index.drain(..dead);
             if self.index.capacity() > 16 && self.index.len() < self.index.capacity() / 4 {
                 self.index.shrink_to(self.index.len() * 2);
@@ -105,6 +112,15 @@ pub struct SegmentPlace {
     pub end_block: u32,
 }
 
+/// A cold segment that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdPlace {
+    /// Its number.
+    pub number: u32,
+    /// What the manifest says of it.
+    pub entry: ManifestEntry,
+}
+
 /// Partitions, segments and gaps: what one commit changes together.
 #[derive(Debug, Default)]
 pub struct Tables {
@@ -116,6 +132,10 @@ pub struct Tables {
     pub index_entries: usize,
     /// Known gaps: (partition, first offset lost) to first offset behind.
     pub gaps: BTreeMap<(PartitionId, i64), i64>,
+    /// Whether segments that have left the WAL live on in cold ones: then only retention raises a start.
+    pub tiered: bool,
+    /// Cold segments, in order of their frames. Readers take a copy of the pointer.
+    pub cold: Arc<Vec<Arc<ColdPlace>>>,
 }
 
 impl Tables {
@@ -133,12 +153,44 @@ impl Tables {
     /// Valid offsets of a partition.
     pub fn bounds(&self, id: PartitionId) -> Option<PartitionBounds> {
         let partition = self.partitions.get(id)?;
-        Some(PartitionBounds { start: partition.start(self.first_sequence()), high_watermark: partition.next })
+        Some(PartitionBounds { start: self.start_of(partition), high_watermark: partition.next })
+    }
+
+    /// First offset kept of a partition.
+    pub fn start_of(&self, partition: &Partition) -> i64 {
+        if self.tiered { partition.start } else { partition.start_without_cold(self.first_sequence()) }
+    }
+
+    /// A cold segment counts from now on.
+    pub fn add_cold(&mut self, place: ColdPlace) {
+        let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
+        let cold = Arc::make_mut(&mut self.cold);
+        let at = cold.partition_point(|other| key(other) < key(&place));
+        cold.insert(at, Arc::new(place));
+    }
+
+    /// It counts no more.
+    pub fn remove_cold(&mut self, number: u32) {
+        Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
+    }
+
+    /// Raises the first offset kept; never beyond the end, never back.
+    pub fn raise_start(&mut self, id: PartitionId, start: i64) {
+        if let Some(partition) = self.partitions.get_mut(id) {
+            partition.start = partition.start.max(start.min(partition.next));
+        }
+    }
+
+    /// Other rules hold for this partition from now on.
+    pub fn set_class(&mut self, id: PartitionId, class: ClassId) {
+        if let Some(partition) = self.partitions.get_mut(id) {
+            partition.class = class;
+        }
     }
 
     /// Records of one directory entry became durable. Returns whether this is the partition's first entry of the frame.
     pub fn extend(&mut self, id: PartitionId, base_offset: i64, next: i64, position: Position) -> bool {
-        let first_sequence = self.first_sequence();
+        let (first_sequence, tiered) = (self.first_sequence(), self.tiered);
         let Some(partition) = self.partitions.get_mut(id) else { return false };
         debug_assert!(partition.next <= base_offset && base_offset <= next, "offsets only grow");
         if partition.index.last().is_some_and(|last| last.position == position) {
@@ -146,7 +198,7 @@ impl Tables {
             return false;
         }
         // Before the end moves: where every entry is dead, the start is the end that was, and not behind the new records.
-        self.index_entries -= partition.trim(first_sequence);
+        self.index_entries -= partition.trim(first_sequence, tiered);
         partition.next = next;
         partition.push(IndexEntry { base_offset, position });
         self.index_entries += 1;
@@ -193,11 +245,12 @@ impl Tables {
 
     /// Cuts dead entries off every partition, and gaps below every start.
     pub fn trim_all(&mut self) {
-        let first_sequence = self.first_sequence();
-        let dead: usize = self.partitions.iter_mut().map(|(_, partition)| partition.trim(first_sequence)).sum();
+        let (first_sequence, tiered) = (self.first_sequence(), self.tiered);
+        let dead: usize = self.partitions.iter_mut().map(|(_, partition)| partition.trim(first_sequence, tiered)).sum();
         self.index_entries -= dead;
+        // What a partition starts with now: trimmed, it is the same with and without a cold tier.
         let partitions = &self.partitions;
-        self.gaps.retain(|(id, _), to| partitions.get(*id).is_some_and(|partition| *to > partition.start(first_sequence)));
+        self.gaps.retain(|(id, _), to| partitions.get(*id).is_some_and(|partition| *to > partition.start));
     }
 
     /// Leaves one entry per (partition, segment) in segments older than `below`.

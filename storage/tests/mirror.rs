@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::*;
-use weir_storage::{CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
+use weir_storage::check::{CheckOptions, Severity, check};
+use weir_storage::{ColdConfig, CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
 
 fn pair(root: &Path) -> LogConfig {
     LogConfig { mirror_dir: Some(root.join("b")), ..small(&root.join("a")) }
@@ -132,4 +133,54 @@ fn a_frame_that_rotted_on_one_copy_is_read_from_the_other() {
     let (log, report) = Log::open(config).unwrap();
     assert!(report.damage.is_empty() && report.gaps.is_empty() && report.mended > 0, "{report:?}");
     assert_eq!(read_all(&log.handle(), P, 0), before);
+}
+
+#[test]
+fn a_cold_tier_and_a_second_copy_are_refused_together() {
+    let root = tempfile::tempdir().unwrap();
+    let refused = error(Log::open(LogConfig { cold: Some(ColdConfig::default()), ..pair(root.path()) }));
+    assert!(matches!(&refused, OpenError::BadConfig(why) if why.contains("the cold tier keeps one copy yet")), "{refused}");
+    assert!(!root.path().join("a").exists() && !root.path().join("b").exists(), "nothing was made");
+    let cold = ColdConfig { sort_bytes: 256 << 10, ..ColdConfig::default() };
+    let (log, _) = Log::open(LogConfig { cold: Some(cold), ..small(&root.path().join("a")) }).unwrap();
+    let refused = log.handle().mirror_attach(&root.path().join("b")).unwrap_err();
+    assert!(matches!(refused, OpenError::BadConfig(_)), "{refused}");
+    assert!(!root.path().join("b").exists(), "nothing was made");
+}
+
+#[test]
+fn a_check_of_one_copy_says_that_there_is_another() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    log.handle().append_blocking(open_partition(P));
+    write_some(&log.handle(), 100);
+    log.shutdown().unwrap();
+    for dir in ["a", "b"] {
+        let report = check(&root.path().join(dir), CheckOptions::default(), &|_| {}).unwrap();
+        let note = report.findings.iter().find(|finding| finding.what.contains("one of two copies"));
+        assert!(report.is_clean() && note.is_some_and(|note| note.severity == Severity::Note), "{report:?}");
+        assert_eq!(report.records, 100);
+    }
+}
+
+#[test]
+fn what_a_newer_program_wrote_on_one_copy_is_refused_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    log.handle().append_blocking(open_partition(P));
+    log.shutdown().unwrap();
+    for (dir, path, at) in [("a", "superblock", 14), ("b", "superblock", 14), ("b", "wal/00000.wal", 12)] {
+        let path = root.path().join(dir).join(path);
+        let before = std::fs::read(&path).unwrap();
+        let mut newer = before.clone();
+        newer[at] += 1;
+        let crc = crc32c::crc32c(&newer[12..4096]);
+        newer[8..12].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&path, &newer).unwrap();
+        let refused = error(Log::open(pair(root.path())));
+        assert!(matches!(refused, OpenError::NewerFormat { .. } | OpenError::NewerSegment { .. }), "{refused}");
+        assert!(std::fs::read(&path).unwrap() == newer, "{path:?} was written to");
+        std::fs::write(&path, before).unwrap();
+    }
+    assert_eq!(Log::open(pair(root.path())).unwrap().0.handle().mirror_status().in_step(), 2);
 }

@@ -12,6 +12,8 @@ pub struct Promise {
     pub sent: u64,
     /// One flag a number: was it acknowledged?
     pub acknowledged: Vec<bool>,
+    /// Numbers below this have gone by retention: they are neither missed nor may they come back.
+    pub retired: u64,
 }
 
 impl Promise {
@@ -27,6 +29,11 @@ impl Promise {
         let index = usize::try_from(number).expect("numbers count records of one run");
         self.acknowledged[index] = true;
     }
+
+    /// Notes that the numbers below `first` have gone by retention.
+    pub fn retire(&mut self, first: u64) {
+        self.retired = self.retired.max(first);
+    }
 }
 
 /// The sums of a check; `lost`, `duplicated`, `reordered` and `invented` must be 0.
@@ -36,13 +43,15 @@ pub struct Verdict {
     pub acknowledged: u64,
     /// Records read back.
     pub recovered: u64,
-    /// Acknowledged, not read back.
+    /// Of the acknowledged ones, gone by retention.
+    pub retired: u64,
+    /// Acknowledged, not retired, not read back.
     pub lost: u64,
     /// Read back more than once.
     pub duplicated: u64,
     /// Read back behind a higher number of the same producer in the same partition.
     pub reordered: u64,
-    /// Read back, never sent.
+    /// Read back, never sent or retired before.
     pub invented: u64,
 }
 
@@ -97,6 +106,11 @@ impl Ledger {
         seen[index] = seen[index].saturating_add(1);
     }
 
+    /// The lowest number of a producer that was read.
+    pub fn first(&self, producer: &str) -> Option<u64> {
+        self.seen.get(producer)?.iter().position(|times| *times > 0).map(|number| number as u64)
+    }
+
     /// Holds what was read against what was promised.
     pub fn check(&self, promises: &HashMap<String, Promise>) -> Verdict {
         let mut verdict =
@@ -106,11 +120,15 @@ impl Ledger {
             let seen = self.seen.get(producer).unwrap_or(&nothing);
             for (number, _) in promise.acknowledged.iter().enumerate().filter(|(_, acknowledged)| **acknowledged) {
                 verdict.acknowledged += 1;
-                verdict.lost += u64::from(seen.get(number).is_none_or(|times| *times == 0));
+                if (number as u64) < promise.retired {
+                    verdict.retired += 1;
+                } else {
+                    verdict.lost += u64::from(seen.get(number).is_none_or(|times| *times == 0));
+                }
             }
             for (number, times) in (0u64..).zip(seen).filter(|(_, times)| **times > 0) {
                 verdict.duplicated += u64::from(times - 1);
-                verdict.invented += u64::from(number >= promise.sent);
+                verdict.invented += u64::from(number >= promise.sent || number < promise.retired);
             }
         }
         verdict.invented += self.seen.keys().filter(|name| !promises.contains_key(*name)).count() as u64;
@@ -154,6 +172,20 @@ mod tests {
         let verdict = read(&["p0:0", "p0:1", "p0:2"]).check(&promised(&[(0, true), (1, true), (2, false)]));
         assert!(verdict.holds(), "{verdict}");
         assert_eq!((verdict.acknowledged, verdict.recovered), (2, 3));
+    }
+
+    #[test]
+    fn retired_records_are_not_missed_and_must_not_come_back() {
+        let mut promises = promised(&[(0, true), (1, true), (2, true)]);
+        let ledger = read(&["p0:1", "p0:2"]);
+        assert_eq!(ledger.check(&promises).lost, 1);
+        promises.get_mut("p0").unwrap().retire(ledger.first("p0").unwrap());
+        let verdict = ledger.check(&promises);
+        assert!(verdict.holds(), "{verdict}");
+        assert_eq!((verdict.acknowledged, verdict.retired), (3, 1));
+        assert_eq!(read(&["p0:2"]).check(&promises).lost, 1);
+        assert_eq!(read(&["p0:0", "p0:1", "p0:2"]).check(&promises).invented, 1);
+        assert_eq!(ledger.first("p1"), None);
     }
 
     #[test]

@@ -28,21 +28,27 @@ allow = ["produce", "consume"]
 pub struct Site {
     /// The program under test.
     pub weir: PathBuf,
-    /// Holds `certs/`, `data/`, `weir.toml` and the node's log `node.log`.
+    /// Holds `certs/`, `weir.toml`, the node's log `node.log` and mostly `data/`.
     pub dir: PathBuf,
     /// QUIC address.
     pub addr: SocketAddr,
     /// HTTP address.
     pub http: SocketAddr,
+    data: PathBuf,
 }
 
 impl Site {
     /// Makes certificates and a configuration in `dir`; `more` is appended to the configuration.
     pub fn make(weir: &Path, dir: &Path, more: &str) -> std::io::Result<Site> {
+        Site::make_with_data(weir, dir, &dir.join("data"), more)
+    }
+
+    /// The same with the data directory elsewhere.
+    pub fn make_with_data(weir: &Path, dir: &Path, data: &Path, more: &str) -> std::io::Result<Site> {
         std::fs::create_dir_all(dir)?;
         let addr = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let site = Site { weir: weir.to_path_buf(), dir: dir.to_path_buf(), addr, http };
+        let site = Site { weir: weir.to_path_buf(), dir: dir.to_path_buf(), addr, http, data: data.to_path_buf() };
         let mut cert = Command::new(weir);
         cert.args(["cert", "site", "--dir"]).arg(site.certs());
         PRINCIPALS.iter().for_each(|principal| {
@@ -76,7 +82,7 @@ impl Site {
 
     /// The node's data directory.
     pub fn data(&self) -> PathBuf {
-        self.dir.join("data")
+        self.data.clone()
     }
 
     /// The node's configuration file.
@@ -154,6 +160,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// SIGKILL: the process gets no chance to do anything.
     pub fn kill(mut self) {
         let _ = self.child.kill();

@@ -15,6 +15,10 @@ use crate::{BenchError, Floor, Latency};
 const ALIGNMENT: usize = 4096;
 /// The file the loop goes round in.
 const FILE_BYTES: u64 = 64 << 20;
+/// One read of the sequential floor.
+const READ_BYTES: usize = 1 << 20;
+/// Enough to know.
+const READ_MAX: u64 = 1 << 30;
 /// A faster file system than this needs no more samples.
 const WRITES_MAX: u64 = 200_000;
 
@@ -74,6 +78,35 @@ pub fn durable_writes(dir: &Path, chunk_bytes: usize, during: Duration) -> Resul
     Ok(DiskFloor { chunk_bytes, bytes_per_second: (writes * chunk_bytes as u64) as f64 / seconds, latency, mode })
 }
 
+/// Bytes a second of the files in a directory read one after the other, 1 MiB at a time and around the page cache where the file
+/// system allows it; nothing without files.
+pub fn sequential_reads(dir: &Path) -> Result<Option<f64>, BenchError> {
+    let wrong =
+        |error: std::io::Error| BenchError::Floor { floor: "disk", reason: format!("cannot read {}: {error}", dir.display()) };
+    let (mut bytes, begin) = (0, Instant::now());
+    let mut memory = Aligned::new(READ_BYTES);
+    for entry in std::fs::read_dir(dir).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags | OFlags::DIRECT, Mode::empty())
+            .or_else(|_| rustix::fs::open(&path, flags, Mode::empty()))
+            .map_err(|error| wrong(error.into()))?;
+        let mut at = 0;
+        loop {
+            let read = rustix::io::pread(&file, memory.bytes_mut(), at).map_err(|error| wrong(error.into()))?;
+            if read == 0 {
+                break;
+            }
+            at += read as u64;
+        }
+        bytes += at;
+        if bytes >= READ_MAX {
+            break;
+        }
+    }
+    Ok((bytes > 0).then(|| bytes as f64 / begin.elapsed().as_secs_f64()))
+}
+
 fn zero_filled(path: &Path) -> std::io::Result<()> {
     use std::io::Write;
     let mut file = File::create(path)?;
@@ -104,6 +137,10 @@ impl Aligned {
         let memory = vec![0x5a; bytes + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         Aligned { memory, start, bytes }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.bytes]
     }
 
     fn bytes(&self) -> &[u8] {

@@ -4,9 +4,10 @@
 //! And connections that change their address: each sends a batch, goes on from another socket, and sends another one.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, EndpointConfig, RecvStream, SendStream, TokioRuntime};
 use tokio::task::JoinSet;
 use weir_client::ClientConfig;
 use weir_protocol::{
@@ -19,6 +20,8 @@ use crate::{BenchError, Load, Payload};
 
 /// Connections of one socket. Each socket has an address of its own, because a node bounds the connections of one.
 const CONNECTIONS_PER_SOCKET: u32 = 500;
+/// Bytes that wait in a socket; the kernel may grant less.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// Handshakes under way at once: none may run into its timeout.
 const CONNECTING_MAX: usize = 64;
 /// How long an attempt to connect may take, as the client library has it, or an acknowledgement.
@@ -187,7 +190,10 @@ fn gone(error: impl std::fmt::Display) -> BenchError {
 fn socket_number(number: u32) -> Result<Endpoint, BenchError> {
     let number = number + 1;
     let addr = SocketAddr::from(([127, 0, (number >> 8) as u8, number as u8], 0));
-    Endpoint::client(addr).map_err(gone)
+    let socket = UdpSocket::bind(addr).map_err(gone)?;
+    // As the client library has it: with the default, answers to 64 handshakes at once are lost, and each costs a second.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
+    Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(gone)
 }
 
 fn quic_config(config: &ClientConfig) -> Result<quinn::ClientConfig, BenchError> {

@@ -78,7 +78,7 @@ pub fn storage(mut config: LogConfig, load: &Load, host: Host, floor_time: Optio
     Ok(report)
 }
 
-fn open_partitions(log: &LogHandle, partitions: u32) -> Result<(), BenchError> {
+pub(super) fn open_partitions(log: &LogHandle, partitions: u32) -> Result<(), BenchError> {
     for from in (0..partitions).step_by(OPENED_AT_ONCE as usize) {
         let ids = from..partitions.min(from + OPENED_AT_ONCE);
         let opened = Append { partitions: ids.map(|id| PartitionOp::Open(PartitionId(id))).collect(), ..Append::default() };
@@ -100,12 +100,12 @@ fn recover(config: &LogConfig, report: &mut Report) -> Result<(), BenchError> {
     Ok(log.shutdown()?)
 }
 
-fn open_files() -> f64 {
+pub(super) fn open_files() -> f64 {
     std::fs::read_dir(Path::new("/proc/self/fd")).map_or(0, Iterator::count) as f64
 }
 
 /// What happened between the first and the last measured acknowledgement.
-struct Run {
+pub(super) struct Run {
     total: Done,
     seconds: f64,
     cpu_seconds: f64,
@@ -114,7 +114,7 @@ struct Run {
 }
 
 impl Run {
-    fn drive(log: &LogHandle, load: &Load) -> Result<Run, BenchError> {
+    pub(super) fn drive(log: &LogHandle, load: &Load) -> Result<Run, BenchError> {
         let drivers = load.lanes().div_ceil(PRODUCERS_A_DRIVER).min(DRIVERS_MAX);
         let course = Arc::new(Course::default());
         let mut threads = Vec::new();
@@ -139,7 +139,7 @@ impl Run {
         Ok(Run { total, seconds, cpu_seconds: cpu_after - cpu, before, after })
     }
 
-    fn fill(&self, report: &mut Report, load: &Load) {
+    pub(super) fn fill(&self, report: &mut Report, load: &Load) {
         report.records = self.total.records;
         report.value_bytes = self.total.records * load.record_bytes as u64;
         report.batch_bytes = self.total.batch_bytes;
@@ -161,7 +161,7 @@ impl Run {
         self.since(|stats| stats.written_bytes) / self.since(|stats| stats.frames).max(1.0)
     }
 
-    fn since(&self, counter: fn(&LogStats) -> u64) -> f64 {
+    pub(super) fn since(&self, counter: fn(&LogStats) -> u64) -> f64 {
         counter(&self.after).saturating_sub(counter(&self.before)) as f64
     }
 }

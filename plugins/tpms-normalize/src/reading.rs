@@ -15,6 +15,8 @@ const TEMPERATURE_C: std::ops::RangeInclusive<f64> = -100.0..=300.0;
 /// A sensor's id: text in lower case, numbers in lower-case hexadecimal, as most decoders print them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Id<'a> {
+    /// Lower-case letters and digits only, as nearly all are: the same everywhere.
+    Plain(&'a str),
     Text(&'a str),
     Number(u64),
 }
@@ -24,6 +26,7 @@ impl<'a> Id<'a> {
         match scalar {
             Scalar::Text(text) => match trimmed(text) {
                 "" => Err(Error::fixed("\"id\" is neither text nor a whole number")),
+                text if is_plain(text) => Ok(Self::Plain(text)),
                 text => Ok(Self::Text(text)),
             },
             Scalar::Int(number) if *number >= 0 => Ok(Self::Number(number.unsigned_abs())),
@@ -34,10 +37,8 @@ impl<'a> Id<'a> {
 
     pub(crate) fn write(self, buffer: &mut Buffer<'_>) {
         match self {
-            Self::Text(text) if text.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                text.bytes().for_each(|byte| buffer.push(byte.to_ascii_lowercase()));
-            }
-            Self::Text(text) => buffer.extend(text.as_bytes()),
+            Self::Plain(text) => buffer.extend(text.as_bytes()),
+            Self::Text(text) => text.bytes().for_each(|byte| buffer.push(byte.to_ascii_lowercase())),
             Self::Number(number) => write_hex(buffer, number),
         }
     }
@@ -55,10 +56,8 @@ impl<'a> Id<'a> {
     fn hash(self, hash: Hash) -> Hash {
         match self {
             Self::Number(number) => hash.word(number),
-            Self::Text(text) if text.bytes().any(|byte| byte.is_ascii_uppercase()) => {
-                hash.bytes(text.to_ascii_lowercase().as_bytes())
-            }
-            Self::Text(text) => hash.bytes(text.as_bytes()),
+            Self::Plain(text) => hash.bytes(text.as_bytes()),
+            Self::Text(text) => hash.bytes(text.to_ascii_lowercase().as_bytes()),
         }
     }
 }
@@ -162,6 +161,10 @@ impl<'a> Reading<'a> {
         let hash = self.flags.map_or(hash, |flags| flags.hash(hash));
         self.code.map_or(hash, |code| hash.bytes(code.as_bytes())).finish()
     }
+}
+
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'z'))
 }
 
 /// Without blanks around it. Hardly a line has any, and to see that takes two bytes.

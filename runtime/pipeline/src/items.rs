@@ -2,7 +2,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use weir_batch::RecordBatch;
+use weir_batch::{RecordBatch, RecordMark};
 use weir_plugin_abi::{BatchMeta, BatchView, BatchWriter, NULL, Places, WriteError};
 
 use crate::error::RunError;
@@ -155,6 +155,8 @@ const _: () = assert!(weir_batch::PLACE_NULL.0 == NULL && Span::NULL.start == NU
 pub(crate) struct Buffers {
     /// The first stage's flat batch, the producer's records in it.
     pub(crate) source: Arc<Vec<u8>>,
+    /// Where its records stand, one by one.
+    pub(crate) marks: Vec<RecordMark>,
     /// One a stage.
     pub(crate) arenas: Vec<Vec<u8>>,
 }
@@ -195,6 +197,7 @@ pub(crate) fn lay_out_source(
     bytes_max: usize,
     decompressed: &mut Vec<u8>,
     flat: &mut Vec<u8>,
+    marks: &mut Vec<RecordMark>,
 ) -> Result<usize, RunError> {
     let count = batch.record_count();
     let mut records = batch.records_with(decompressed, bytes_max)?;
@@ -214,11 +217,14 @@ pub(crate) fn lay_out_source(
     let mut writer = BatchWriter::begin(flat, meta, count).map_err(|e| too_large(&e, bytes_max))?;
     let start = writer.payload(encoded).map_err(|e| too_large(&e, bytes_max))?;
     let mut entries = writer.entries();
+    marks.clear();
+    marks.reserve(count as usize);
     records.places(|record| {
         let place = |(at, bytes): (u32, u32)| if at == NULL { (NULL, 0) } else { (start + at, bytes) };
         let (key, value, headers) = (place(record.key), place(record.value), place(record.headers));
         if let Some(entry) = entries.next() {
             entry.set(&Places { timestamp: record.timestamp, key, value, headers });
+            marks.push(record.mark());
         }
     })?;
     drop(entries);

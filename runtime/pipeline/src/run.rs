@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use weir_batch::{BatchBuilder, EncodedRecords, RecordBatch};
+use weir_batch::{BatchBuilder, EncodedRecords, MarkedRecords, RecordBatch, RecordMark};
 use weir_plugin_abi::BatchMeta;
 
 use crate::breaker::{Admit, BreakerState, Went};
@@ -108,7 +108,8 @@ impl Worker {
         let meta = BatchMeta::new(&input.topic, input.partition, input.now_ms);
         let bytes_max = pipeline.host.config.input_bytes_max;
         let flat = exclusive(&mut self.buffers.source);
-        let encoded_start = lay_out_source(&batch, meta, bytes_max, &mut self.decompressed, flat)?;
+        let marks = &mut self.buffers.marks;
+        let encoded_start = lay_out_source(&batch, meta, bytes_max, &mut self.decompressed, flat, marks)?;
         self.list.start(batch.record_count());
         for index in 0..stages {
             if self.list.len() == 0 {
@@ -209,6 +210,9 @@ impl Worker {
         for buffer in shared.into_iter().filter(|b| b.capacity() > SCRATCH_KEEP_BYTES) {
             *buffer = Arc::default();
         }
+        if self.buffers.marks.capacity() > SCRATCH_KEEP_BYTES / size_of::<RecordMark>() {
+            self.buffers.marks = Vec::new();
+        }
         let own = self.buffers.arenas.iter_mut().chain([&mut self.decompressed]);
         for buffer in own.filter(|b| b.capacity() > SCRATCH_KEEP_BYTES) {
             *buffer = Vec::new();
@@ -228,15 +232,16 @@ fn rebuild(batch: &RecordBatch<'_>, list: &mut List, buffers: &Buffers, encoded_
     let encoded = &buffers.source[encoded_start..];
     let mut builder = BatchBuilder::with_capacity(batch.codec(), encoded.len());
     builder.set_producer(header.producer_id, header.producer_epoch, header.base_sequence);
-    let mut records = EncodedRecords::new(header, encoded);
     let record_count = list.len() as u32;
     match list.runs() {
         Some(runs) if !header.is_log_append_time() => {
+            let records = MarkedRecords::new(header, encoded, &buffers.marks);
             for run in runs {
-                builder.push_run(&mut records, run.clone())?;
+                builder.push_run(&records, run.clone())?;
             }
         }
         _ => {
+            let mut records = EncodedRecords::new(encoded);
             for item in list.items(&buffers.source) {
                 push(&mut builder, &mut records, buffers, item)?;
             }

@@ -6,8 +6,10 @@
 
 mod bench;
 mod cert;
+mod check;
 mod connect;
 mod consume;
+mod dump;
 mod failure;
 mod format;
 mod group;
@@ -73,6 +75,10 @@ enum Command {
     Cert(cert::CertArgs),
     /// Measures a node over the real protocol
     Bench(bench::BenchArgs),
+    /// Checks a stopped node's data directory: reads everything, changes nothing
+    Check(check::CheckArgs),
+    /// Prints what a segment file or a superblock holds
+    Dump(dump::DumpArgs),
     /// Prints a completion script, e.g. `weir completion bash > /etc/bash_completion.d/weir`
     Completion {
         /// Whose completion
@@ -120,6 +126,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Pipeline(args) => block_on(pipeline::run(args)),
         Command::Cert(args) => cert::run(args),
         Command::Bench(args) => block_on_one_thread(bench::run(args)),
+        Command::Check(args) => check::run(args),
+        Command::Dump(args) => dump::run(args),
         Command::Completion { shell } => completion(shell),
         Command::Version { json } => version(json),
     }

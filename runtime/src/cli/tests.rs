@@ -38,6 +38,10 @@ fn the_lines_shown_in_documents_parse() {
         "weir bench connections --connections 10000",
         "weir bench table",
         "weir bench latency --rate 500 --seconds 3 --no-floors --set log.backend=plain",
+        "weir check weir-data",
+        "weir check /var/lib/weir --jobs 2 --json",
+        "weir dump weir-data/wal/00003.wal --entries",
+        "weir dump weir-data/superblock --json",
         "weir completion bash",
         "weir version --json",
     ] {
@@ -61,6 +65,9 @@ fn what_contradicts_itself_is_refused() {
         "weir cert device",
         "weir bench publish --connections 0",
         "weir bench consume --slow 1",
+        "weir check",
+        "weir check weir-data --jobs 0",
+        "weir dump",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::Buffer;
+use crate::arena::word_of;
 
 /// A JSON value whose type is not known beforehand. Lists and objects are skipped over: only that they were there is kept.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -35,7 +36,7 @@ impl Scalar<'_> {
         match self {
             Self::Int(number) => Some(*number as f64),
             Self::Float(number) => Some(*number),
-            Self::Text(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
+            Self::Text(text) if may_be_number(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
             _ => None,
         }
     }
@@ -56,6 +57,12 @@ impl Scalar<'_> {
     pub fn is_some(&self) -> bool {
         !matches!(self, Self::Missing | Self::Null)
     }
+}
+
+/// Whether it begins as a number does, or a blank before one: most texts do not, and need not be tried.
+#[inline]
+fn may_be_number(text: &str) -> bool {
+    !matches!(text.as_bytes().first(), None | Some(b'@'..=0x7f))
 }
 
 impl<'de> Deserialize<'de> for Scalar<'de> {
@@ -309,21 +316,27 @@ const POWERS_OF_TEN: [f64; 16] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1
 /// what it does, because the host counts on being able to stop it there.
 #[inline]
 fn plain_bytes(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
     let (words, rest) = bytes.as_chunks::<8>();
     for (at, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        // The lowest marked byte is exact: a borrow runs upwards only.
-        let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-        let found = zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control;
-        if found != 0 {
-            return at * 8 + found.trailing_zeros() as usize / 8;
+        let plain = plain_in_word(u64::from_le_bytes(*word));
+        if plain < 8 {
+            return at * 8 + plain;
         }
     }
-    let plain = rest.iter().take_while(|&&byte| byte >= 0x20 && byte != b'"' && byte != b'\\').count();
-    bytes.len() - rest.len() + plain
+    // The zeros behind the last bytes are control characters, so what is found is in them or right behind.
+    bytes.len() - rest.len() + plain_in_word(word_of(rest)).min(rest.len())
+}
+
+/// The same of one word; 8 if there is none.
+#[inline]
+fn plain_in_word(word: u64) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    // The lowest marked byte is exact: a borrow runs upwards only.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
+    let found = zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control;
+    found.trailing_zeros() as usize / 8
 }
 
 /// Writes the inside of a JSON text, without its quotes.
@@ -348,12 +361,11 @@ pub fn write_escaped(buffer: &mut Buffer<'_>, text: &str) {
 /// Writes a whole number.
 #[inline]
 pub fn write_int(buffer: &mut Buffer<'_>, number: i64) {
-    let mut digits = [0; 20];
-    let start = digits_of(&mut digits, number.unsigned_abs());
+    let mut text = Digits::of(number.unsigned_abs());
     if number < 0 {
-        buffer.push(b'-');
+        text.sign();
     }
-    buffer.extend(&digits[start..]);
+    buffer.extend(text.as_slice());
 }
 
 /// Writes a number rounded to three decimals, without trailing zeros but with at least one decimal: `188.65`, `7.0`.
@@ -367,45 +379,94 @@ pub fn write_fixed3(buffer: &mut Buffer<'_>, number: f64) {
     let exact = number.abs() * 1000.0;
     let whole = exact.trunc();
     let thousandths = whole as u64 + u64::from(exact - whole >= 0.5);
-    if number < 0.0 && thousandths > 0 {
-        buffer.push(b'-');
-    }
-    let mut digits = [0; 20];
-    let start = digits_of(&mut digits, thousandths / 1000);
-    buffer.extend(&digits[start..]);
-    let rest = thousandths % 1000;
+    // Nearly all fit 32 bits, where a division by a constant is a multiplication.
+    let (units, rest) = match u32::try_from(thousandths) {
+        Ok(small) => (u64::from(small / 1000), small % 1000),
+        Err(_) => (thousandths / 1000, (thousandths % 1000) as u32),
+    };
     let decimals = [b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8];
     let shown = match decimals {
         [_, b'0', b'0'] => 1,
         [_, _, b'0'] => 2,
         _ => 3,
     };
-    buffer.push(b'.');
-    buffer.extend(&decimals[..shown]);
+    let mut text = Digits::of(units);
+    if number < 0.0 && thousandths > 0 {
+        text.sign();
+    }
+    text.decimals(decimals, shown);
+    buffer.extend(text.as_slice());
 }
 
-/// Fills the end of `digits` and returns where it starts.
-#[inline]
-fn digits_of(digits: &mut [u8; 20], mut number: u64) -> usize {
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return at;
+/// A number being written: sign, up to 20 digits, point and decimals, in one piece.
+struct Digits {
+    bytes: [u8; 32],
+    start: usize,
+    end: usize,
+}
+
+impl Digits {
+    /// Where the digits of the units end.
+    const UNITS_END: usize = 24;
+
+    #[inline]
+    fn of(mut number: u64) -> Self {
+        let mut bytes = [0; 32];
+        let mut start = Self::UNITS_END;
+        while number > u64::from(u32::MAX) {
+            start -= 8;
+            bytes[start..start + 8].copy_from_slice(&eight_digits((number % 100_000_000) as u32));
+            number /= 100_000_000;
+        }
+        let mut number = number as u32;
+        loop {
+            start -= 1;
+            bytes[start] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return Self { bytes, start, end: Self::UNITS_END };
+            }
         }
     }
+
+    #[inline]
+    fn sign(&mut self) {
+        self.start -= 1;
+        self.bytes[self.start] = b'-';
+    }
+
+    #[inline]
+    fn decimals(&mut self, [a, b, c]: [u8; 3], shown: usize) {
+        self.bytes[Self::UNITS_END..Self::UNITS_END + 4].copy_from_slice(&[b'.', a, b, c]);
+        self.end = Self::UNITS_END + 1 + shown;
+    }
+
+    #[inline]
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+}
+
+/// The digits of a number below 10⁸, all at once: halves, then quarters, then each, side by side in one word.
+#[inline]
+fn eight_digits(number: u32) -> [u8; 8] {
+    let halves = u64::from(number / 10_000) | u64::from(number % 10_000) << 32;
+    let hundreds = ((halves * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let quarters = hundreds | (halves - hundreds * 100) << 16;
+    let tens = ((quarters * 103) >> 10) & 0x000f_000f_000f_000f;
+    let digits = tens | (quarters - tens * 10) << 8;
+    (digits | 0x3030_3030_3030_3030).to_le_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arena::Arena;
 
     fn written(write: impl FnOnce(&mut Buffer<'_>)) -> String {
-        let mut bytes = Vec::new();
-        write(&mut Buffer::new(&mut bytes));
-        String::from_utf8(bytes).unwrap()
+        let mut arena = Arena::default();
+        write(&mut Buffer::new(&mut arena));
+        String::from_utf8(arena.as_slice().to_vec()).unwrap()
     }
 
     #[test]
@@ -431,8 +492,18 @@ mod tests {
             let rounded = (number * 1000.0).round() / 1000.0 + 0.0;
             assert_eq!(written(|b| write_fixed3(b, number)), format!("{rounded:?}"), "{number}");
         }
-        for number in [0, -1, 1_700_000_000_000, i64::MIN, i64::MAX] {
+        let mut numbers = vec![0, -1, 1_700_000_000_000, i64::MIN, i64::MAX, u32::MAX.into(), i64::from(u32::MAX) + 1];
+        let mut random = 1u64;
+        for shift in (0..64).cycle().take(20_000) {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            numbers.push((random >> shift).cast_signed());
+        }
+        for number in numbers {
             assert_eq!(written(|b| write_int(b, number)), number.to_string());
+            assert_eq!(written(|b| write_fixed3(b, (number >> 24) as f64)), format!("{:?}", (number >> 24) as f64));
+        }
+        for number in (0..100_000_000).step_by(997).chain([9_999, 10_000, 99_999_999]) {
+            assert_eq!(eight_digits(number), *format!("{number:08}").as_bytes());
         }
     }
 

@@ -35,6 +35,7 @@
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
 
+mod arena;
 mod error;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]

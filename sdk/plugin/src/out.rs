@@ -6,6 +6,7 @@ use std::fmt;
 
 use weir_plugin_abi::{Action, FLAG_KEY, FLAG_KEY_OF_SOURCE, FLAG_VALUE, OUTPUT_STREAM, TIMESTAMP_OF_SOURCE, Verdict};
 
+use crate::arena::Arena;
 use crate::instance::Host;
 use crate::names::{self, Metric, Output, OutputMap, Target};
 use crate::payload::{Buffer, IntoKey, KeyWritten, Payload, SourceKey};
@@ -24,7 +25,7 @@ const AT_END: Error = Error::fixed("batch_end can only emit; every record is dec
 #[derive(Debug)]
 pub(crate) struct Buffers {
     verdicts: Vec<u8>,
-    arena: Vec<u8>,
+    arena: Arena,
     counts: Vec<u64>,
     metrics: &'static [&'static str],
     outputs: OutputMap,
@@ -32,13 +33,13 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     pub(crate) fn new(outputs: OutputMap, metrics: &'static [&'static str]) -> Self {
-        Self { verdicts: Vec::new(), arena: Vec::new(), counts: vec![0; metrics.len()], metrics, outputs }
+        Self { verdicts: Vec::new(), arena: Arena::default(), counts: vec![0; metrics.len()], metrics, outputs }
     }
 
     /// Empties everything, after a batch that failed.
     pub(crate) fn clear(&mut self) {
         self.verdicts.clear();
-        self.arena.clear();
+        self.arena.truncate(0);
         self.counts.fill(0);
     }
 
@@ -55,12 +56,14 @@ impl Buffers {
         if self.verdicts.is_empty() {
             return;
         }
-        host.emit(&self.verdicts, &self.arena);
-        for buffer in [&mut self.verdicts, &mut self.arena] {
-            buffer.clear();
-            if buffer.capacity() > KEPT_BYTES_MAX {
-                buffer.shrink_to(FLUSH_BYTES);
-            }
+        host.emit(&self.verdicts, self.arena.as_slice());
+        self.verdicts.clear();
+        if self.verdicts.capacity() > KEPT_BYTES_MAX {
+            self.verdicts.shrink_to(FLUSH_BYTES);
+        }
+        self.arena.truncate(0);
+        if self.arena.capacity() > KEPT_BYTES_MAX {
+            self.arena.clear_to(FLUSH_BYTES);
         }
     }
 
@@ -290,7 +293,7 @@ impl<'a> Out<'a> {
         self.buffers.verdicts.truncate(self.verdicts_start);
         self.buffers.arena.truncate(self.arena_start);
         let value_start = self.arena_start as u32;
-        self.buffers.arena.extend_from_slice(error.message().as_bytes());
+        self.buffers.arena.extend(error.message().as_bytes());
         let value_bytes = error.message().len() as u32;
         self.buffers.push(&Verdict { flags: FLAG_VALUE, value_start, value_bytes, ..Verdict::new(self.source, Action::Reject) });
     }

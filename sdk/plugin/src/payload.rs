@@ -4,22 +4,23 @@ use std::io;
 
 use serde::Serialize;
 
+use crate::arena::Arena;
 use crate::{Error, Result};
 
 /// The end of the arena: bytes are appended to it, and go to the host as they are.
 #[derive(Debug)]
-pub struct Buffer<'a>(&'a mut Vec<u8>);
+pub struct Buffer<'a>(&'a mut Arena);
 
 impl<'a> Buffer<'a> {
     #[inline]
-    pub(crate) fn new(arena: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn new(arena: &'a mut Arena) -> Self {
         Self(arena)
     }
 
     /// Appends bytes.
     #[inline]
     pub fn extend(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        self.0.extend(bytes);
     }
 
     /// Appends one byte.

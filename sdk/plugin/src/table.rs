@@ -3,6 +3,8 @@
 //! Open to any number of keys, holding the most recently used ones: four-way sets with the oldest of a set thrown out.
 //! Its memory is taken once and never grows; finding a key looks at four places and allocates nothing.
 
+use crate::arena::word_of;
+
 /// Ways of a set: as many neighbours as one look-up compares.
 const WAYS: usize = 4;
 /// The most entries of one table.
@@ -86,9 +88,7 @@ impl Hash {
         for word in words {
             hash = hash.word(u64::from_le_bytes(*word));
         }
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        hash.word(u64::from_le_bytes(last)).word(bytes.len() as u64)
+        hash.word(word_of(rest)).word(bytes.len() as u64)
     }
 
     /// Adds a number.

@@ -301,8 +301,10 @@ impl<'b> BatchWriter<'b> {
         let entries_end = BATCH_HEADER_BYTES as u64 + u64::from(count) * ENTRY_BYTES as u64;
         let topic_start = position(entries_end)?;
         let topic_bytes = position(meta.topic.len() as u64)?;
-        buffer.clear();
+        // What stands there from the batch before is written over: all of the header now, each entry by `finish`.
+        buffer.truncate(topic_start as usize);
         buffer.resize(topic_start as usize, 0);
+        buffer[..BATCH_HEADER_BYTES].fill(0);
         buffer[0..4].copy_from_slice(&BATCH_MAGIC);
         buffer[4..6].copy_from_slice(&ABI_MINOR.to_le_bytes());
         buffer[6..8].copy_from_slice(&(BATCH_HEADER_BYTES as u16).to_le_bytes());

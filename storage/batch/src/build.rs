@@ -8,8 +8,8 @@ use zstd::zstd_safe;
 use crate::codec::Codec;
 use crate::error::BatchError;
 use crate::header::{BatchHeader, HEADER_BYTES, LENGTH_END};
-use crate::records::{EncodedRecord, EncodedRecords, Headers};
-use crate::varint::{nullable_len, overwrite_signed, put_nullable, put_signed, signed_len};
+use crate::records::{EncodedRecord, Headers, MarkedRecords, RecordMark};
+use crate::varint::{Cursor, len_at, nullable_len, overwrite_signed, put_nullable, put_signed, signed_len};
 
 /// No batch is built larger than this. Servers take far less.
 const BATCH_BYTES_MAX: usize = i32::MAX as usize;
@@ -27,8 +27,6 @@ pub struct BatchBuilder {
     base_timestamp: i64,
     max_timestamp: i64,
     producer: Producer,
-    /// Where in a run new offset deltas go.
-    patches: Vec<(u32, u32)>,
     /// Size of the last batch, the best guess for the next.
     bytes_before: usize,
 }
@@ -54,7 +52,6 @@ impl BatchBuilder {
             base_timestamp: 0,
             max_timestamp: 0,
             producer: NO_PRODUCER,
-            patches: Vec::new(),
             bytes_before: 0,
         }
     }
@@ -103,50 +100,58 @@ impl BatchBuilder {
     /// one. Timestamps keep the base they have there, so an empty builder takes it over.
     ///
     /// # Errors
-    /// [`BatchError::BadRecord`] if that batch has fewer records, or they were passed already.
-    pub fn push_run(&mut self, records: &mut EncodedRecords<'_>, run: Range<u32>) -> Result<(), BatchError> {
+    /// [`BatchError::BadRecord`] if that batch has fewer records.
+    pub fn push_run(&mut self, records: &MarkedRecords<'_>, run: Range<u32>) -> Result<(), BatchError> {
         let index = run.start;
         self.copy_run(records, run).ok_or(BatchError::BadRecord { index, reason: "it is not there" })
     }
 
-    fn copy_run(&mut self, records: &mut EncodedRecords<'_>, run: Range<u32>) -> Option<()> {
-        records.skip_to(run.start)?;
-        if self.record_count == 0 {
-            self.start(records.base_timestamp());
+    fn copy_run(&mut self, records: &MarkedRecords<'_>, run: Range<u32>) -> Option<()> {
+        let (mut start, mut marks) = records.of(run)?;
+        if self.record_count == 0 && !marks.is_empty() {
+            self.start(records.base_timestamp);
             self.max_timestamp = i64::MIN;
         }
-        let shift = records.base_timestamp().checked_sub(self.base_timestamp).filter(|shift| *shift == 0);
-        let mut pending = records.rest();
-        self.patches.clear();
-        for _ in run {
-            let start = records.rest();
-            let frame = records.frame()?;
-            let timestamp = records.base_timestamp().wrapping_add(frame.timestamp_delta);
-            if shift.is_some() && signed_len(self.record_count.into()) == frame.offset_len {
-                let at = pending.len() - start.len() + frame.offset_at;
-                self.patches.push((at as u32, self.record_count));
-                self.record_count += 1;
-                self.max_timestamp = self.max_timestamp.max(timestamp);
-                continue;
+        let same_base = records.base_timestamp == self.base_timestamp;
+        while let [first, ..] = marks {
+            let fitting = if same_base { self.fitting(records.encoded, marks) } else { 0 };
+            let (copied, rest) = marks.split_at(fitting.max(1));
+            let end = copied.last()?.end as usize;
+            if fitting > 0 {
+                self.copy_fitting(records.encoded.get(start..end)?, start, copied)?;
+            } else {
+                // The number takes more or fewer bytes than before, so the record's length changes.
+                let mut content = Cursor::new(records.encoded.get(first.offset_at as usize..end)?);
+                content.int()?;
+                self.push_encoded(first.timestamp, EncodedRecord::new(content.rest));
             }
-            // The number takes more or fewer bytes than before, so the record's length changes.
-            self.flush(&pending[..pending.len() - start.len()]);
-            let content = &frame.bytes[frame.offset_at + frame.offset_len..];
-            self.push_encoded(timestamp, EncodedRecord::new(content));
-            pending = records.rest();
+            (start, marks) = (end, rest);
         }
-        self.flush(&pending[..pending.len() - records.rest().len()]);
         Some(())
     }
 
-    /// Copies whole records and writes their new places.
-    fn flush(&mut self, encoded: &[u8]) {
-        let start = self.buffer.len();
+    /// How many records from the front have their number in as many bytes as their new one takes.
+    fn fitting(&self, encoded: &[u8], marks: &[RecordMark]) -> usize {
+        let length = signed_len(self.record_count.into());
+        // A number of so many bytes has a bit less than 7 of each for its size, the other one being its sign.
+        let same_length = (1u64 << (7 * length - 1)) - u64::from(self.record_count);
+        let fits = |mark: &&RecordMark| len_at(encoded, mark.offset_at as usize) == Some(length);
+        marks.iter().take(same_length as usize).take_while(fits).count()
+    }
+
+    /// Copies whole records, which begin at `start` of where they come from, and writes their new places.
+    fn copy_fitting(&mut self, encoded: &[u8], start: usize, marks: &[RecordMark]) -> Option<()> {
+        let copied_from = self.buffer.len();
         self.buffer.extend_from_slice(encoded);
-        let copied = &mut self.buffer[start..];
-        for (at, offset_delta) in self.patches.drain(..) {
-            overwrite_signed(&mut copied[at as usize..], offset_delta.into());
+        let copied = &mut self.buffer[copied_from..];
+        let mut max_timestamp = self.max_timestamp;
+        for (mark, offset_delta) in marks.iter().zip(self.record_count..) {
+            overwrite_signed(copied.get_mut((mark.offset_at as usize).checked_sub(start)?..)?, offset_delta.into());
+            max_timestamp = max_timestamp.max(mark.timestamp);
         }
+        self.max_timestamp = max_timestamp;
+        self.record_count += marks.len() as u32;
+        Some(())
     }
 
     /// Latest timestamp of the records so far.

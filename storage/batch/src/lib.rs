@@ -16,6 +16,7 @@ mod error;
 mod header;
 mod murmur2;
 mod records;
+mod retain;
 mod varint;
 mod view;
 
@@ -24,5 +25,8 @@ pub use codec::{Codec, DECOMPRESSED_BYTES_MAX, ZSTD_LEVEL_DEFAULT};
 pub use error::BatchError;
 pub use header::{BatchHeader, HEADER_BYTES, patch_base_offset, patch_leader_epoch};
 pub use murmur2::{murmur2, partition_for_key};
-pub use records::{EncodedRecord, EncodedRecords, HeaderIter, Headers, PLACE_NULL, Record, RecordPlace, Records};
+pub use records::{
+    EncodedRecord, EncodedRecords, HeaderIter, Headers, MarkedRecords, PLACE_NULL, Record, RecordMark, RecordPlace, Records,
+};
+pub use retain::{Retained, Retainer, emptied};
 pub use view::{RecordBatch, split_batches};

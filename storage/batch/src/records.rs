@@ -2,7 +2,9 @@
 
 use crate::error::BatchError;
 use crate::header::BatchHeader;
-use crate::varint::{Cursor, short_at};
+use std::ops::Range;
+
+use crate::varint::{Cursor, short_at, short_in};
 
 /// A record takes at least this: its length and six fields of one byte.
 pub(crate) const RECORD_BYTES_MIN: usize = 7;
@@ -124,6 +126,53 @@ pub struct RecordPlace {
     pub value: (u32, u32),
     /// Its headers, their count first; null where there are none.
     pub headers: (u32, u32),
+    /// Where its offset delta stands.
+    pub offset_at: u32,
+    /// Where it ends.
+    pub end: u32,
+}
+
+impl RecordPlace {
+    /// What of it is needed to copy the record.
+    #[must_use]
+    #[inline]
+    pub fn mark(&self) -> RecordMark {
+        RecordMark { timestamp: self.timestamp, offset_at: self.offset_at, end: self.end }
+    }
+}
+
+/// What is kept of a record that may be copied as it is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordMark {
+    pub(crate) timestamp: i64,
+    pub(crate) offset_at: u32,
+    pub(crate) end: u32,
+}
+
+/// The encoded records of a batch with the marks of all of them: what [`crate::BatchBuilder::push_run`] copies from.
+#[derive(Clone, Copy, Debug)]
+pub struct MarkedRecords<'a> {
+    pub(crate) encoded: &'a [u8],
+    marks: &'a [RecordMark],
+    pub(crate) base_timestamp: i64,
+}
+
+impl<'a> MarkedRecords<'a> {
+    /// Of a batch with this header; the run is what [`Records::rest`] gives, and the marks are those of its places.
+    #[must_use]
+    pub fn new(header: &BatchHeader, run: &'a [u8], marks: &'a [RecordMark]) -> Self {
+        Self { encoded: run, marks, base_timestamp: header.base_timestamp }
+    }
+
+    /// Where some of the records start, and their marks.
+    pub(crate) fn of(&self, run: Range<u32>) -> Option<(usize, &'a [RecordMark])> {
+        let (from, to) = (run.start as usize, run.end as usize);
+        let start = match from.checked_sub(1) {
+            Some(before) => self.marks.get(before)?.end as usize,
+            None => 0,
+        };
+        Some((start, self.marks.get(from..to)?))
+    }
 }
 
 /// A key or value whose length is short, and where it ends.
@@ -181,16 +230,22 @@ impl<'a> Records<'a> {
     /// A record whose numbers are short and that has no headers; `None` for any other, a malformed one included.
     #[inline]
     fn place_short(&self, run: &[u8], start: usize) -> Option<(RecordPlace, usize)> {
-        let (length, at) = short_at(run, start)?;
-        let end = at + usize::try_from(length).ok()?;
-        let (timestamp_delta, at) = short_at(run, at + 1)?;
-        let (offset_delta, at) = short_at(run, at)?;
-        let (key, at) = part_at(run, at)?;
+        // All that stands before the key fits one word, which is read at once: the attributes are one byte.
+        let word = u64::from_le_bytes(*run.get(start..)?.first_chunk()?);
+        let (length, length_end) = short_in(word, 0)?;
+        let end = start + (length_end / 8) as usize + usize::try_from(length).ok()?;
+        let (timestamp_delta, bits) = short_in(word, length_end + 8)?;
+        let offset_at = start + (bits / 8) as usize;
+        let (offset_delta, bits) = short_in(word, bits)?;
+        let at = start + (bits / 8) as usize;
+        let (key, at) = if (word >> bits) & 0xff == 1 { (PLACE_NULL, at + 1) } else { part_at(run, at)? };
         let (value, at) = part_at(run, at)?;
         let plain = *run.get(at)? == 0 && at + 1 == end;
         let known = offset_delta >= 0 && offset_delta <= self.header.last_offset_delta && !self.header.is_log_append_time();
         let timestamp = self.header.base_timestamp.checked_add(timestamp_delta.into())?;
-        (plain && known).then_some((RecordPlace { offset_delta, timestamp, key, value, headers: PLACE_NULL }, end))
+        let (offset_at, end_at) = (offset_at as u32, end as u32);
+        let place = RecordPlace { offset_delta, timestamp, key, value, headers: PLACE_NULL, offset_at, end: end_at };
+        (plain && known).then_some((place, end))
     }
 
     /// Any record, in full.
@@ -198,6 +253,9 @@ impl<'a> Records<'a> {
     fn place_any(&mut self, run: &'a [u8], start: usize) -> Result<(RecordPlace, usize), BatchError> {
         self.cursor = Cursor::new(&run[start..]);
         let record = self.read().map_err(|reason| self.fail(reason))?;
+        let end = run.len() - self.cursor.rest.len();
+        // It was just read, so it has a frame.
+        let offset_at = frame_any(&run[start..]).map_or(0, |frame| frame.offset_at);
         // The parts are slices of `run`, so their distance from its start is their place.
         let place = |part: &[u8]| ((part.as_ptr().addr() - run.as_ptr().addr()) as u32, part.len() as u32);
         let place_or_null = |part: Option<&[u8]>| part.map_or(PLACE_NULL, place);
@@ -207,8 +265,10 @@ impl<'a> Records<'a> {
             key: place_or_null(record.key),
             value: place_or_null(record.value),
             headers: if record.headers.is_empty() { PLACE_NULL } else { place(record.headers.raw()) },
+            offset_at: (start + offset_at) as u32,
+            end: end as u32,
         };
-        Ok((place, run.len() - self.cursor.rest.len()))
+        Ok((place, end))
     }
 
     #[inline]
@@ -294,7 +354,6 @@ impl<'a> EncodedRecord<'a> {
 #[derive(Clone, Debug)]
 pub struct EncodedRecords<'a> {
     cursor: Cursor<'a>,
-    base_timestamp: i64,
     next: u32,
 }
 
@@ -303,17 +362,16 @@ pub struct EncodedRecords<'a> {
 pub(crate) struct Frame<'a> {
     /// The whole record, its length included.
     pub(crate) bytes: &'a [u8],
-    pub(crate) timestamp_delta: i64,
     /// The offset delta's place in the record, and how many bytes it has there.
     pub(crate) offset_at: usize,
     pub(crate) offset_len: usize,
 }
 
 impl<'a> EncodedRecords<'a> {
-    /// Of a batch with this header; the run is what [`Records::rest`] gives.
+    /// The run is what [`Records::rest`] gives.
     #[must_use]
-    pub fn new(header: &BatchHeader, run: &'a [u8]) -> Self {
-        Self { cursor: Cursor::new(run), base_timestamp: header.base_timestamp, next: 0 }
+    pub fn new(run: &'a [u8]) -> Self {
+        Self { cursor: Cursor::new(run), next: 0 }
     }
 
     /// The content of the record at `index`; `None` where that lies behind, or is not there.
@@ -322,15 +380,6 @@ impl<'a> EncodedRecords<'a> {
         self.skip_to(index)?;
         let frame = self.frame()?;
         Some(EncodedRecord { content: &frame.bytes[frame.offset_at + frame.offset_len..] })
-    }
-
-    pub(crate) fn base_timestamp(&self) -> i64 {
-        self.base_timestamp
-    }
-
-    /// What lies before the next record is behind.
-    pub(crate) fn rest(&self) -> &'a [u8] {
-        self.cursor.rest
     }
 
     #[inline]
@@ -360,9 +409,9 @@ impl<'a> EncodedRecords<'a> {
 fn frame_short(run: &[u8]) -> Option<Frame<'_>> {
     let (length, at) = short_at(run, 0)?;
     let bytes = run.get(..at + usize::try_from(length).ok()?)?;
-    let (timestamp_delta, offset_at) = short_at(bytes, at + 1)?;
+    let (_, offset_at) = short_at(bytes, at + 1)?;
     let (_, offset_end) = short_at(bytes, offset_at)?;
-    Some(Frame { bytes, timestamp_delta: timestamp_delta.into(), offset_at, offset_len: offset_end - offset_at })
+    Some(Frame { bytes, offset_at, offset_len: offset_end - offset_at })
 }
 
 #[cold]
@@ -372,11 +421,11 @@ fn frame_any(run: &[u8]) -> Option<Frame<'_>> {
     let mut body = Cursor::new(cursor.take(length)?);
     let bytes = &run[..run.len() - cursor.rest.len()];
     body.byte()?;
-    let timestamp_delta = body.long()?;
+    body.long()?;
     let offset_at = bytes.len() - body.rest.len();
     body.int()?;
     let offset_len = bytes.len() - body.rest.len() - offset_at;
-    Some(Frame { bytes, timestamp_delta, offset_at, offset_len })
+    Some(Frame { bytes, offset_at, offset_len })
 }
 
 /// Walks all records of a producer's batch: what a server does before it stores them.

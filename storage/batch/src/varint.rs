@@ -38,6 +38,10 @@ pub(crate) fn put_signed(out: &mut Vec<u8>, value: i64) {
 #[inline]
 pub(crate) fn overwrite_signed(out: &mut [u8], value: i64) {
     let mut rest = zigzag(value);
+    if let (0x80..0x4000, Some(two)) = (rest, out.first_chunk_mut()) {
+        *two = [rest as u8 | 0x80, (rest >> 7) as u8];
+        return;
+    }
     for byte in out {
         if rest < 0x80 {
             *byte = rest as u8;
@@ -59,6 +63,26 @@ pub(crate) fn short_at(bytes: &[u8], at: usize) -> Option<(i32, usize)> {
     let second = *bytes.get(at + 1)?;
     let value = u64::from(first & 0x7f) | u64::from(second) << 7;
     (second < 0x80).then(|| (unzigzag(value) as i32, at + 2))
+}
+
+/// The same in a word of eight bytes, its place and end in bits. `None` also where the word ends before it.
+#[inline]
+pub(crate) fn short_in(word: u64, at: u32) -> Option<(i32, u32)> {
+    let rest = word >> at;
+    if rest & 0x80 == 0 {
+        return Some((unzigzag(rest & 0x7f) as i32, at + 8));
+    }
+    (rest & 0x8000 == 0 && at < 56).then(|| (unzigzag(rest & 0x7f | rest >> 1 & 0x3f80) as i32, at + 16))
+}
+
+/// Bytes that the number at a place takes; `None` if it does not end.
+#[inline]
+pub(crate) fn len_at(bytes: &[u8], at: usize) -> Option<usize> {
+    match *bytes.get(at..)? {
+        [0..0x80, ..] => Some(1),
+        [_, 0..0x80, ..] => Some(2),
+        ref longer => longer.iter().position(|byte| *byte < 0x80).map(|last| last + 1),
+    }
 }
 
 /// Reads from the front of a slice; `None` means malformed or at the end.
@@ -205,12 +229,23 @@ mod tests {
             put_signed(&mut out, value);
             assert_eq!(short_at(&out, 1), Some((value as i32, out.len())), "{value}");
             assert_eq!(short_at(&out[..out.len() - 1], 1), None, "{value} cut");
+            assert_eq!(len_at(&out, 1), Some(out.len() - 1), "{value}");
+            for at in 0..=8 - out.len() {
+                let mut word = [0xff; 8];
+                word[at..at + out.len()].copy_from_slice(&out);
+                let (found, end) = short_in(u64::from_le_bytes(word), 8 * (at as u32 + 1)).unwrap();
+                assert_eq!((i64::from(found), end as usize), (value, 8 * (at + out.len())));
+            }
             let mut over = vec![0x80; out.len() - 2];
             over.push(0);
             overwrite_signed(&mut over, value);
             assert_eq!(over, out[1..], "{value}");
         }
         assert_eq!(short_at(&[0x80, 0x80, 0x01], 0), None, "three bytes");
+        assert_eq!(len_at(&[0, 0x80, 0x80, 0x01], 1), Some(3));
+        assert_eq!((len_at(&[0x80, 0x80], 0), len_at(&[], 0), len_at(&[0], 2)), (None, None, None));
+        assert_eq!(short_in(u64::from_le_bytes([0xff, 0x80, 0x80, 0x01, 0, 0, 0, 0]), 8), None, "three bytes");
+        assert_eq!(short_in(u64::from_le_bytes([0, 0, 0, 0, 0, 0, 0, 0x80]), 56), None, "cut");
     }
 
     #[test]

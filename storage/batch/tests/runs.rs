@@ -1,6 +1,6 @@
 //! Records found by their place, and runs of them copied into another batch, against reading and building one by one.
 use proptest::prelude::*;
-use weir_batch::{BatchBuilder, BatchHeader, Codec, EncodedRecords, PLACE_NULL, RecordBatch};
+use weir_batch::{BatchBuilder, BatchHeader, Codec, MarkedRecords, PLACE_NULL, RecordBatch, RecordMark};
 
 type Owned = (i64, Option<Vec<u8>>, Option<Vec<u8>>, bool);
 
@@ -32,13 +32,16 @@ fn copy_kept(batch: &[u8], keep: &[bool]) -> Result<Vec<u8>, weir_batch::BatchEr
     let view = RecordBatch::verify(batch)?;
     let header: &BatchHeader = view.header();
     let mut scratch = Vec::new();
-    let mut encoded = EncodedRecords::new(header, view.records(&mut scratch)?.rest());
+    let mut records = view.records(&mut scratch)?;
+    let (run, mut marks) = (records.rest(), Vec::<RecordMark>::new());
+    records.places(|place| marks.push(place.mark()))?;
+    let encoded = MarkedRecords::new(header, run, &marks);
     let mut builder = BatchBuilder::new(Codec::None);
     let (mut at, count) = (0, keep.len());
     while at < count {
         let end = (at..count).find(|&n| keep[n] != keep[at]).unwrap_or(count);
         if keep[at] {
-            builder.push_run(&mut encoded, at as u32..end as u32)?;
+            builder.push_run(&encoded, at as u32..end as u32)?;
         }
         at = end;
     }
@@ -102,9 +105,11 @@ proptest! {
 fn records_that_are_not_there_cannot_be_copied() {
     let batch = build(&[&(1, None, None, false), &(2, None, None, false)], Codec::None);
     let view = RecordBatch::verify(&batch).unwrap();
-    let mut encoded = EncodedRecords::new(view.header(), &batch[weir_batch::HEADER_BYTES..]);
+    let (mut scratch, mut marks) = (Vec::new(), Vec::new());
+    view.records(&mut scratch).unwrap().places(|place| marks.push(place.mark())).unwrap();
+    let run = &batch[weir_batch::HEADER_BYTES..];
     let mut builder = BatchBuilder::new(Codec::None);
-    builder.push_run(&mut encoded, 1..2).unwrap();
-    assert!(builder.push_run(&mut encoded, 0..1).is_err(), "it was passed already");
-    assert!(builder.push_run(&mut encoded, 2..3).is_err(), "there are two");
+    builder.push_run(&MarkedRecords::new(view.header(), run, &marks), 1..2).unwrap();
+    assert!(builder.push_run(&MarkedRecords::new(view.header(), run, &marks), 2..3).is_err(), "there are two");
+    assert!(builder.push_run(&MarkedRecords::new(view.header(), &run[..run.len() - 1], &marks), 1..2).is_err(), "cut");
 }

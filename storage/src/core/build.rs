@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Effort, Engine, Group, InFlight, Output, Pending, Writing};
+use super::{Effort, Engine, Group, InFlight, Output, Pending, Writing, change};
 use crate::disk::{AlignedBuf, DiskOp, FileId};
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, frame_bytes, header_bytes};
 use crate::format::{BLOCK, u32_at};
@@ -57,6 +57,10 @@ impl<T> Engine<T> {
         let slices = std::mem::take(&mut body.slices);
         let built = self.finish(FrameKind::Data, *body);
         self.lsn_data_last = self.lsn_last;
+        let active = self.active.as_mut().expect("it has room");
+        if group.records > 0 {
+            active.first_data_ms.get_or_insert(self.now.wall_ms);
+        }
         let payload = built.payload.clone();
         self.send(built, Writing::Data { group, payload, slices }, out);
     }
@@ -151,9 +155,12 @@ impl<T> Engine<T> {
             return (None, Effort::default());
         }
         let begin = (self.stopwatch)();
-        let pays = self.compressor.pays();
+        let pays = self.compressor.pays(self.now.monotonic);
         let packed = pays.then(|| self.compressor.compress(raw, directory_end, payload, &self.pool)).flatten();
         let compressing = (self.stopwatch)().saturating_sub(begin);
+        if pays {
+            self.compressor.took(compressing);
+        }
         (packed, Effort { raw_bytes: payload, zstd: false, compressing })
     }
 
@@ -242,6 +249,11 @@ impl Layout<'_> {
             if let PartitionOp::Open(id) = op {
                 self.push(Entry::of(EntryKind::Opened, id.0));
             }
+        }
+        let byte_start = self.byte as u32;
+        self.byte = change::store(&append.partitions, self.payload, self.byte);
+        if self.byte as u32 > byte_start {
+            self.push(Entry { byte_start, byte_count: self.byte as u32 - byte_start, ..Entry::of(EntryKind::Changes, 0) });
         }
         for (entry, base_offset) in append.entries.iter().zip(pending.base_offsets.iter()) {
             let byte_start = self.batches(&entry.batches, *base_offset);

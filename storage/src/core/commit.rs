@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cold::RESERVED_KEY;
 use super::{Engine, Group, InFlight, Output, Pending, Writing};
 use crate::format::BLOCK;
 use crate::types::{Lsn, MetaOp, Outcome, PartitionOp, ProducerState};
@@ -59,8 +60,11 @@ impl<T> Engine<T> {
         self.grow_segment(&mut tables, end_block);
         for Pending { append, base_offsets, .. } in &group.appends {
             for op in &append.partitions {
-                if let PartitionOp::Open(id) = op {
-                    tables.open(*id);
+                match op {
+                    PartitionOp::Open(id) => tables.open(*id),
+                    PartitionOp::RaiseStart(id, start) => tables.raise_start(*id, *start),
+                    PartitionOp::SetClass(id, class) => tables.set_class(*id, *class),
+                    PartitionOp::Drop(_) => {}
                 }
             }
             for (entry, base_offset) in append.entries.iter().zip(base_offsets.iter()) {
@@ -97,20 +101,22 @@ impl<T> Engine<T> {
         if group.appends.iter().all(|pending| pending.append.meta.is_empty()) {
             return;
         }
-        let mut meta = self.view.meta_mut();
         for op in group.appends.iter().flat_map(|pending| &pending.append.meta) {
             let key = match op {
                 MetaOp::Put { key, value } => {
-                    meta.insert(key.clone(), value.clone());
+                    self.view.meta_mut().insert(key.clone(), value.clone());
                     key
                 }
                 MetaOp::Delete { key } => {
-                    meta.remove(key);
+                    self.view.meta_mut().remove(key);
                     key
                 }
             };
             if self.meta_pending.get(key).is_some_and(|(_, pending)| *pending == group.number) {
                 self.meta_pending.remove(key);
+            }
+            if key.first() == Some(&RESERVED_KEY) {
+                self.own_key_changed(op);
             }
         }
     }
@@ -121,6 +127,10 @@ impl<T> Engine<T> {
         let durable = self.durable;
         out.outcomes.reserve(group.appends.len() + group.duplicates.len());
         for Pending { ticket, base_offsets, .. } in group.appends {
+            let Some(ticket) = ticket else {
+                self.own_durable();
+                continue;
+            };
             out.outcomes.push((ticket, Outcome::Committed { lsn: Lsn(lsn), base_offsets, durable }));
         }
         out.outcomes.extend(group.duplicates);

@@ -3,6 +3,9 @@
 //!
 //! So frames are compressed where that has made them cheaper: the time of compression and write together, for each byte before
 //! compression, is kept for frames stored either way, and now and then the other way is tried again.
+//!
+//! On a fast disk they are compressed as well as long as that costs little: flash wears out by the bytes written to it, and at
+//! moderate load the thread has time. A twentieth of it goes into that ([`Thrift`]).
 
 use std::time::Duration;
 
@@ -14,6 +17,10 @@ const ZSTD_LEVEL: i32 = 1;
 const PAUSE: u32 = 15;
 /// One frame of so many is stored the other way: a trial may cost several times a frame's time.
 const TRIAL_EVERY: u32 = 512;
+/// One part in so many of the thread's time may go into compression that saves bytes but no time.
+const THRIFT_SHARE: u32 = 20;
+/// So much of it is saved up for a burst.
+const THRIFT_MAX: Duration = Duration::from_millis(50);
 
 /// What storing a frame has taken before it went to the disk.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +40,30 @@ pub(super) struct FrameCompressor {
     packed_cost: Option<u64>,
     raw_cost: Option<u64>,
     since_trial: u32,
+    thrift: Thrift,
+}
+
+/// Time set aside for compression that saves bytes only.
+#[derive(Debug, Default)]
+struct Thrift {
+    left: Duration,
+    counted_to: Duration,
+    /// What the last compression took.
+    cost: Duration,
+}
+
+impl Thrift {
+    /// Whether there is time for one more.
+    fn allows(&mut self, now: Duration) -> bool {
+        self.left = THRIFT_MAX.min(self.left + now.saturating_sub(self.counted_to) / THRIFT_SHARE);
+        self.counted_to = now;
+        self.left >= self.cost
+    }
+
+    fn spend(&mut self, took: Duration) {
+        self.cost = took;
+        self.left = self.left.saturating_sub(took);
+    }
 }
 
 struct ZstdContext(Option<zstd::bulk::Compressor<'static>>);
@@ -47,11 +78,12 @@ impl FrameCompressor {
     pub(super) fn new() -> FrameCompressor {
         // Without a context (no memory) frames are stored as they are.
         let zstd = ZstdContext(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok());
-        FrameCompressor { zstd, pause: 0, packed_cost: None, raw_cost: None, since_trial: 0 }
+        FrameCompressor { zstd, pause: 0, packed_cost: None, raw_cost: None, since_trial: 0, thrift: Thrift::default() }
     }
 
     /// Whether the next frame is worth a try.
-    pub(super) fn pays(&mut self) -> bool {
+    pub(super) fn pays(&mut self, now: Duration) -> bool {
+        let affordable = self.thrift.allows(now);
         if self.pause > 0 {
             self.pause -= 1;
             return false;
@@ -63,7 +95,7 @@ impl FrameCompressor {
         };
         self.since_trial += 1;
         if self.since_trial < TRIAL_EVERY {
-            return cheaper;
+            return cheaper || affordable;
         }
         self.since_trial = 0;
         !cheaper
@@ -78,6 +110,11 @@ impl FrameCompressor {
         let known = if effort.zstd { &mut self.packed_cost } else { &mut self.raw_cost };
         // An eighth of the news: one stall decides nothing.
         *known = Some(known.map_or(cost, |old| old - old / 8 + cost / 8));
+    }
+
+    /// Compression has taken so long, whatever came of it.
+    pub(super) fn took(&mut self, compressing: Duration) {
+        self.thrift.spend(compressing);
     }
 
     /// A copy of the frame with a compressed payload, and its payload's length, if that saves a block.
@@ -125,10 +162,14 @@ mod tests {
     fn compressed_of_1000(packed_us: u64, raw_us: u64) -> usize {
         let mut compressor = FrameCompressor::new();
         let mut compressed = 0;
-        for _ in 0..1000 {
-            let zstd = compressor.pays();
+        for n in 0..1000 {
+            // A busy thread: frames follow one another within a millisecond.
+            let zstd = compressor.pays(Duration::from_millis(n));
             compressed += usize::from(zstd);
             let writing = if zstd { packed_us } else { raw_us };
+            if zstd {
+                compressor.took(Duration::from_millis(3));
+            }
             compressor.learn(effort(zstd, if zstd { 3000 } else { 0 }), Duration::from_micros(writing));
         }
         compressed
@@ -136,8 +177,26 @@ mod tests {
 
     #[test]
     fn a_fast_disk_gets_raw_frames_and_a_slow_one_compressed_ones() {
-        assert!(compressed_of_1000(200, 600) < 5);
+        // A twentieth of a second, three milliseconds each.
+        let compressed = compressed_of_1000(200, 600);
+        assert!((10..25).contains(&compressed), "{compressed}");
         assert!(compressed_of_1000(7_000, 25_000) > 990);
+    }
+
+    #[test]
+    fn a_thread_with_time_to_spare_saves_bytes_on_any_disk() {
+        let mut compressor = FrameCompressor::new();
+        compressor.learn(effort(true, 300), Duration::from_micros(200));
+        compressor.learn(effort(false, 0), Duration::from_micros(210));
+        let mut compressed = 0;
+        for n in 0..1000 {
+            let zstd = compressor.pays(Duration::from_millis(5 * n));
+            compressed += usize::from(zstd);
+            if zstd {
+                compressor.took(Duration::from_micros(200));
+            }
+        }
+        assert!(compressed > 990, "{compressed}");
     }
 
     #[test]
@@ -145,8 +204,9 @@ mod tests {
         let mut compressor = FrameCompressor::new();
         compressor.learn(effort(true, 3000), Duration::from_micros(200));
         compressor.learn(effort(false, 0), Duration::from_micros(600));
-        assert!(!compressor.pays());
+        compressor.took(Duration::from_millis(3));
+        assert!(!compressor.pays(Duration::ZERO));
         (0..100).for_each(|_| compressor.learn(effort(false, 0), Duration::from_micros(25_000)));
-        assert!(compressor.pays());
+        assert!(compressor.pays(Duration::ZERO));
     }
 }

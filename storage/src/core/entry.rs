@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, Group, Life, Output, Pending, Producer, RECORDS_PER_FRAME_MAX, Undo};
+use super::cold::RESERVED_KEY;
+use super::{Engine, Group, Life, Output, Pending, Producer, RECORDS_PER_FRAME_MAX, Undo, change};
 use crate::format::frame::{frame_bytes, header_bytes};
 use crate::format::snapshot::{GAP_BYTES, META_BYTES, PARTITION_BYTES, PRODUCER_BYTES_MAX, REMEMBERED_MAX, Remembered};
 use crate::table::PARTITION_ID_MAX;
@@ -28,13 +29,21 @@ impl<T> Engine<T> {
     /// Takes an append; its answer comes with this or a later output.
     pub fn submit(&mut self, append: Append, ticket: T, out: &mut Output<T>) {
         match self.admit(&append) {
-            Ok((Sequence::Next, size)) => self.enter(append, ticket, size),
+            Ok((Sequence::Next, size)) => self.enter(append, Some(ticket), size),
             Ok((Sequence::Duplicate(outcome, group), _)) => self.answer_duplicate(ticket, outcome, group, out),
             Err(error) => {
                 self.counters.refused += 1;
                 out.outcomes.push((ticket, Outcome::Refused(error)));
             }
         }
+    }
+
+    /// Takes an append of the log's own: nothing of it can be refused.
+    pub(super) fn submit_own(&mut self, append: Append) {
+        let size = size_of_append(&append).expect("it has no record batches");
+        assert!(frame_bytes(size.entries, size.payload_bytes) <= self.limits.frame_bytes_max, "it was cut to fit a frame");
+        self.enter(append, None, size);
+        self.groups.back_mut().expect("it is in there").own = true;
     }
 
     fn admit(&self, append: &Append) -> Result<(Sequence, Size), AppendError> {
@@ -61,6 +70,11 @@ impl<T> Engine<T> {
         if let Some(op_bytes) = append.meta.iter().map(super::build::meta_op_bytes).find(|bytes| *bytes > max / 2) {
             // A snapshot part must hold it, with its own overhead.
             return Err(AppendError::TooLarge { bytes: op_bytes as u64, max: max as u64 / 2 });
+        }
+        let key =
+            |op: &MetaOp| matches!(op, MetaOp::Put { key, .. } | MetaOp::Delete { key } if key.first() == Some(&RESERVED_KEY));
+        if append.meta.iter().any(key) {
+            return Err(AppendError::ReservedKey);
         }
         self.check_partitions(append)?;
         self.check_state_fits(append)?;
@@ -109,7 +123,11 @@ impl<T> Engine<T> {
                     let (bytes, max) = (u64::from(id.0), u64::from(PARTITION_ID_MAX));
                     return Err(AppendError::MetaFull { what: "partition numbers", bytes, max });
                 }
-                PartitionOp::Drop(id) if !self.will_be_open(*id, append) => return Err(AppendError::UnknownPartition(*id)),
+                PartitionOp::Drop(id) | PartitionOp::RaiseStart(id, _) | PartitionOp::SetClass(id, _)
+                    if !self.will_be_open(*id, append) =>
+                {
+                    return Err(AppendError::UnknownPartition(*id));
+                }
                 _ => {}
             }
         }
@@ -190,11 +208,11 @@ impl<T> Engine<T> {
 
     /// No spare can be made, and the active segment is spoken for.
     fn has_no_room_for(&self, size: Size) -> bool {
-        if !self.spares.is_empty() || self.zero_retry_at.is_none() {
+        if !self.disk_is_full() || self.spares.len() > self.spares_of_own() {
             return false;
         }
         let Some(active) = &self.active else { return true };
-        let left = self.limits.segment_bytes - active.at;
+        let left = (self.limits.segment_bytes - active.at).saturating_sub(self.own_room());
         let waiting: usize = self.groups.iter().map(Group::frame_bytes).sum();
         (waiting + frame_bytes(size.entries, size.payload_bytes)) as u64 > left
     }
@@ -215,7 +233,7 @@ impl<T> Engine<T> {
         waiting.expect("a group is durable, in flight or waiting").duplicates.push((ticket, outcome));
     }
 
-    fn enter(&mut self, append: Append, ticket: T, size: Size) {
+    fn enter(&mut self, append: Append, ticket: Option<T>, size: Size) {
         let number = self.group_for(size);
         let mut undo = Undo::default();
         for op in &append.partitions {
@@ -272,6 +290,7 @@ impl<T> Engine<T> {
                 records: 0,
                 duplicates: Vec::new(),
                 body: None,
+                own: false,
             });
         }
         let group = self.groups.back_mut().expect("just made");
@@ -355,8 +374,12 @@ impl<T> Engine<T> {
             }
             for pending in group.appends.into_iter().rev() {
                 self.take_back(&pending);
+                let Some(ticket) = pending.ticket else {
+                    self.own_refused();
+                    continue;
+                };
                 self.counters.refused += 1;
-                out.outcomes.push((pending.ticket, Outcome::Refused(AppendError::Full)));
+                out.outcomes.push((ticket, Outcome::Refused(AppendError::Full)));
             }
         }
         out.outcomes[first..].reverse();
@@ -399,9 +422,10 @@ fn size_of_append(append: &Append) -> Result<Size, AppendError> {
         payload_bytes += entry.batches.len();
         records = records.saturating_add(entry.record_count);
     }
-    payload_bytes += super::build::meta_ops_bytes(&append.meta);
-    let marks = usize::from(append.mark.is_some()) + usize::from(!append.meta.is_empty());
-    Ok(Size { entries: append.entries.len() + append.partitions.len() + marks, payload_bytes, records })
+    payload_bytes += super::build::meta_ops_bytes(&append.meta) + change::stored_bytes(&append.partitions);
+    let changes = change::count(&append.partitions);
+    let others = usize::from(append.mark.is_some()) + usize::from(!append.meta.is_empty()) + usize::from(changes > 0);
+    Ok(Size { entries: append.entries.len() + append.partitions.len() - changes + others, payload_bytes, records })
 }
 
 /// Walks the batch headers: their lengths must add up to the entry's bytes and their records to its count, or readers would lose

@@ -10,9 +10,12 @@
 //! producer on each, one copy and one CRC pass over its bytes.
 
 mod build;
+mod change;
+mod cold;
 mod commit;
 mod compress;
 mod entry;
+mod retention;
 mod segments;
 
 use std::collections::VecDeque;
@@ -21,7 +24,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::LogConfig;
+use crate::cold::job::Job;
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::frame::frame_bytes;
@@ -30,17 +34,22 @@ use crate::format::superblock::{SLOTS, Superblock, VolumeState};
 use crate::report::OpenError;
 use crate::stats::LogStats;
 use crate::table::{NumberMap, PartitionMap};
-use crate::types::{Append, AppendError, BaseOffsets, Durability, Outcome, PartitionId, ProducerKey};
+use crate::types::{Append, AppendError, BaseOffsets, ClassId, Durability, Outcome, PartitionId, ProducerKey};
 use crate::view::{Position, Slice, View};
 use compress::{Effort, FrameCompressor};
 
 pub(crate) use build::{decode_meta_ops, slice_of};
+pub(crate) use change::{Change, decode_changes};
+pub(crate) use cold::named_segments;
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
 pub const RECORDS_PER_FRAME_MAX: u32 = 1 << 24;
 /// Wait before a failed zero-fill is tried again.
 const SPARE_RETRY: Duration = Duration::from_secs(1);
+/// Zero-fills in a row that fail otherwise than for want of space, until a log without a spare is fenced: a file system that has
+/// shut itself down fails everything for ever, and nobody must be told to free space then.
+const SPARE_FAILURES_MAX: u32 = 5;
 /// How often segments are checked for age.
 const RETENTION_CHECK: Duration = Duration::from_secs(1);
 
@@ -69,6 +78,7 @@ pub struct Limits {
     pub(crate) meta_bytes_max: usize,
     pub(crate) index_entries_max: usize,
     pub(crate) producers_max: usize,
+    pub(crate) cold: Option<ColdConfig>,
 }
 
 impl Limits {
@@ -98,6 +108,7 @@ impl Limits {
             meta_bytes_max: config.meta_bytes_max,
             index_entries_max: config.index_entries_max.max(1024),
             producers_max: config.producers_max.max(1),
+            cold: config.cold.clone(),
         })
     }
 
@@ -121,11 +132,13 @@ pub struct Output<T> {
     pub outcomes: Vec<(T, Outcome)>,
     /// Partitions whose high watermark rose.
     pub risen: Vec<PartitionId>,
+    /// For the sorter: one at a time, each answered by [`Engine::job_done`].
+    pub jobs: Vec<Job>,
 }
 
 impl<T> Default for Output<T> {
     fn default() -> Self {
-        Output { ops: Vec::new(), outcomes: Vec::new(), risen: Vec::new() }
+        Output { ops: Vec::new(), outcomes: Vec::new(), risen: Vec::new(), jobs: Vec::new() }
     }
 }
 
@@ -187,6 +200,8 @@ struct Active {
     /// Where the next frame goes.
     at: u64,
     last_written_ms: u64,
+    /// When its first records came.
+    first_data_ms: Option<u64>,
 }
 
 /// Appends that will share a frame.
@@ -201,6 +216,8 @@ struct Group<T> {
     duplicates: Vec<(T, Outcome)>,
     /// Its bytes, once it is closed.
     body: Option<Box<build::Body>>,
+    /// Whether an append of the log's own is in it.
+    own: bool,
 }
 
 impl<T> Group<T> {
@@ -213,7 +230,8 @@ impl<T> Group<T> {
 #[derive(Debug)]
 struct Pending<T> {
     append: Append,
-    ticket: T,
+    /// `None`: the log's own.
+    ticket: Option<T>,
     base_offsets: BaseOffsets,
     /// What its producer is told.
     told: i64,
@@ -314,9 +332,12 @@ pub struct Engine<T> {
     unfinished: Vec<u32>,
     zeroing: Option<(u64, u32)>,
     zero_retry_at: Option<Duration>,
+    /// Zero-fills that failed in a row, those on a full disk left out.
+    spare_failures: u32,
     file_next: u32,
     sequence_next: u64,
     retention_check_at: Duration,
+    cold: Option<cold::Cold>,
 
     // Superblock.
     superblock: Superblock,
@@ -339,6 +360,7 @@ impl<T> Engine<T> {
             let meta = view.meta();
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
+        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
             // Evicted frames come back one by one as new ones are built: more than this would only lie idle.
@@ -376,9 +398,11 @@ impl<T> Engine<T> {
             unfinished: opening.unfinished,
             zeroing: None,
             zero_retry_at: None,
+            spare_failures: 0,
             file_next: opening.next_file,
             sequence_next: opening.next_sequence,
             retention_check_at: Duration::ZERO,
+            cold,
             superblock: opening.superblock,
             superblock_dirty: false,
             superblock_op: None,
@@ -421,9 +445,11 @@ impl<T> Engine<T> {
             self.completed(completion, out);
         }
         if self.failed.is_none() {
+            self.submit_edit();
             self.write_next(out);
             self.make_spare(out);
             self.retain();
+            self.next_job(out);
             self.wind_down();
         }
         self.write_superblock(out);
@@ -437,6 +463,13 @@ impl<T> Engine<T> {
         self.in_flight.is_some()
     }
 
+    /// From now on a class is kept by these rules.
+    pub fn set_policy(&mut self, class: ClassId, policy: ClassPolicy) {
+        if let Some(cold) = &mut self.cold {
+            cold.policies.insert(class, policy);
+        }
+    }
+
     /// When `step` wants to be called again although nothing happened.
     pub fn next_wake(&self) -> Option<Duration> {
         if self.failed.is_some() {
@@ -444,7 +477,7 @@ impl<T> Engine<T> {
         }
         let idle = self.wants_watermark().then(|| self.last_commit + self.limits.idle_watermark);
         let age = self.limits.retention_age_ms.filter(|_| !self.sealed.is_empty()).map(|_| self.retention_check_at);
-        [idle, age, self.zero_retry_at].into_iter().flatten().min()
+        [idle, age, self.zero_retry_at, self.cold_wake()].into_iter().flatten().min()
     }
 
     /// Refuses what comes from now on; `is_closed` says when all that came before is done with.
@@ -488,7 +521,7 @@ impl<T> Engine<T> {
                 }
             }
         } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
-            self.spare_made(file, result);
+            self.spare_made(file, result, out);
         } else {
             panic!("completion {id} belongs to no operation");
         }
@@ -503,6 +536,8 @@ impl<T> Engine<T> {
             self.write_snapshot_part(&part, out);
         } else if !self.groups.is_empty() {
             self.write_group(out);
+        } else if self.wants_early_roll() {
+            self.roll(out);
         } else if self.wants_watermark() && self.watermark_due() {
             self.write_watermark(out);
         }
@@ -527,10 +562,13 @@ impl<T> Engine<T> {
     fn fail(&mut self, reason: String, out: &mut Output<T>) {
         let first = self.failed.is_none();
         let reason = self.failed.get_or_insert(reason).clone();
+        if first {
+            tracing::error!(%reason, "a write failed and fenced the log: it takes no more; what was acknowledged is safe");
+        }
         let refusal = AppendError::LogFailed { reason };
         for group in std::mem::take(&mut self.groups) {
-            for pending in group.appends {
-                out.outcomes.push((pending.ticket, Outcome::Refused(refusal.clone())));
+            for ticket in group.appends.into_iter().filter_map(|pending| pending.ticket) {
+                out.outcomes.push((ticket, Outcome::Refused(refusal.clone())));
             }
             for (ticket, _) in group.duplicates {
                 out.outcomes.push((ticket, Outcome::Refused(refusal.clone())));
@@ -592,7 +630,11 @@ impl<T> Engine<T> {
         stats.index_entries = index_entries;
         stats.meta_bytes = self.meta_bytes as u64;
         stats.tail_cache_bytes = tail_cache_bytes;
-        stats.disk_full = self.zero_retry_at.is_some();
+        (stats.cold_segments, stats.cold_bytes) = {
+            let tables = self.view.tables();
+            (tables.cold.len() as u64, tables.cold.iter().map(|place| place.entry.file_bytes).sum())
+        };
+        stats.disk_full = self.disk_is_full();
         stats.failed.clone_from(&self.failed);
     }
 }

@@ -14,8 +14,12 @@ impl<T> Engine<T> {
     /// The next frame needs a new segment: header and snapshot first.
     pub(super) fn roll(&mut self, out: &mut Output<T>) {
         assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
-        let Some(file) = self.spares.pop_front() else {
-            if self.zero_retry_at.is_some() && self.leaving.is_empty() {
+        let own_waits = self.groups.is_empty() || self.groups.iter().any(|group| group.own);
+        let of_own = if own_waits { 0 } else { self.spares_of_own() };
+        let short = self.disk_is_full() || self.wal_is_at_its_bound();
+        let spare = if short && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
+        let Some(file) = spare else {
+            if self.disk_is_full() && self.leaving.is_empty() {
                 self.refuse_waiting(out);
             }
             return;
@@ -35,7 +39,7 @@ impl<T> Engine<T> {
             durable_lsn: self.lsn_durable,
             opened_ms: self.now.wall_ms,
         };
-        self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms });
+        self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms, first_data_ms: None });
         self.cut_snapshot();
         let first = self.snapshot_parts.pop_front().expect("a snapshot has at least one part");
         self.write_segment_start(&header, &first, out);
@@ -57,9 +61,8 @@ impl<T> Engine<T> {
         };
         let mut tables = view.tables_mut();
         tables.trim_all();
-        let first_sequence = tables.first_sequence();
         for (id, partition) in tables.partitions.iter() {
-            add(Item::Partition { id, start: partition.start(first_sequence), next: partition.next });
+            add(Item::Partition { id, class: partition.class, start: tables.start_of(partition), next: partition.next });
         }
         for (&(partition, from), &to) in &tables.gaps {
             add(Item::Gap(Gap { partition, from, to }));
@@ -87,13 +90,30 @@ impl<T> Engine<T> {
         self.snapshot_parts = parts.into();
     }
 
+    /// No spare can be made, or no cold segment: appends are refused when what is left is used up.
+    pub(super) fn disk_is_full(&self) -> bool {
+        self.zero_retry_at.is_some() || self.cold.as_ref().is_some_and(|cold| cold.disk_full)
+    }
+
+    /// Spares that appends may not have while the disk is full: the log needs them to note what it has set free.
+    pub(super) fn spares_of_own(&self) -> usize {
+        usize::from(self.cold.is_some())
+    }
+
+    /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
+    pub(super) fn wal_is_at_its_bound(&self) -> bool {
+        let segments = self.sealed.len() + self.leaving.len() + self.spares.len() + usize::from(self.active.is_some());
+        self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
+    }
+
     /// Keeps enough zero-filled files ready; one at a time.
     pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
         let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
         if self.spares.len() >= self.limits.spare_segments
             || self.zeroing.is_some()
             || retry_later
-            || self.life != super::Life::Running
+            || (self.wal_is_at_its_bound() && self.spares.len() >= self.spares_of_own())
+            || !self.is_at_work()
         {
             return;
         }
@@ -106,10 +126,12 @@ impl<T> Engine<T> {
         out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes }));
     }
 
-    /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space.
-    pub(super) fn spare_made(&mut self, file: u32, result: Result<(), DiskError>) {
+    /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space. Nor is one zero-fill that
+    /// fails otherwise; but when all of them do and the log has no spare left, it has no disk any more.
+    pub(super) fn spare_made(&mut self, file: u32, result: Result<(), DiskError>, out: &mut Output<T>) {
         match result {
             Ok(()) => {
+                self.spare_failures = 0;
                 self.spares.push_back(file);
                 self.zero_retry_at = None;
             }
@@ -119,6 +141,11 @@ impl<T> Engine<T> {
                 }
                 self.unfinished.push(file);
                 self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
+                self.spare_failures = if error.is_full() { 0 } else { self.spare_failures + 1 };
+                let no_spare = self.spares.is_empty() && self.leaving.is_empty();
+                if no_spare && self.spare_failures >= super::SPARE_FAILURES_MAX {
+                    self.fail(error.to_string(), out);
+                }
             }
         }
     }
@@ -129,13 +156,15 @@ impl<T> Engine<T> {
         if self.now.monotonic >= self.retention_check_at {
             self.retention_check_at = self.now.monotonic + super::RETENTION_CHECK;
         }
-        while self.may_recycle() && (self.too_many_bytes() || self.too_old()) {
+        while self.may_recycle() && (self.cold.is_some() || self.too_many_bytes() || self.too_old()) {
             self.recycle_oldest();
         }
     }
 
+    /// With a cold tier: only what is in it.
     fn may_recycle(&self) -> bool {
-        self.sealed.front().is_some_and(|oldest| oldest.sequence < self.snapshot_sequence)
+        let flushed = self.cold.as_ref().map_or(u64::MAX, |cold| cold.flushed);
+        self.sealed.front().is_some_and(|oldest| oldest.sequence < self.snapshot_sequence && oldest.sequence <= flushed)
     }
 
     fn too_many_bytes(&self) -> bool {

@@ -170,6 +170,40 @@ fn a_full_disk_refuses_and_takes_appends_again_when_there_is_space() {
     }
 }
 
+/// Fails zero-fills for so long while records come; what an append gets then.
+fn appended_while_zero_fills_fail(seconds: u64) -> (Bench, Outcome) {
+    let mut bench = Bench::new(config(), 100);
+    bench.disk.faults.zero_error = 1.0;
+    while matches!(bench.append(records(10_000)), Outcome::Committed { .. }) {}
+    for _ in 0..10 * seconds {
+        bench.now.monotonic += Duration::from_millis(100);
+        bench.step();
+    }
+    let outcome = bench.append(records(10_000));
+    (bench, outcome)
+}
+
+#[test]
+fn a_zero_fill_that_fails_for_a_moment_is_tried_again() {
+    let (mut bench, refused) = appended_while_zero_fills_fail(2);
+    assert_eq!(refused, Outcome::Refused(AppendError::Full));
+    bench.disk.faults.zero_error = 0.0;
+    for _ in 0..20 {
+        bench.now.monotonic += Duration::from_millis(100);
+        bench.step();
+    }
+    assert!(matches!(bench.append(records(10_000)), Outcome::Committed { .. }));
+}
+
+#[test]
+fn a_disk_that_makes_no_file_any_more_is_not_called_full() {
+    let (_, refused) = appended_while_zero_fills_fail(20);
+    assert!(
+        matches!(&refused, Outcome::Refused(AppendError::LogFailed { reason }) if reason.contains("zero-fill")),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn opening_changes_no_segment() {
     let mut bench = Bench::new(config(), 100);
@@ -216,6 +250,46 @@ fn the_last_frame_becomes_provable_when_the_log_is_idle() {
     bench.step();
     assert_eq!(bench.engine.view().stats_mut().watermarks, 1);
     assert_eq!(bench.engine.next_wake(), None, "once is enough");
+}
+
+/// Collects errors that are logged on this thread.
+#[derive(Default)]
+struct Errors(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Errors {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| text += &format!("{field}={value:?} "));
+        self.0.lock().unwrap().push(text);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_fenced_log_says_so_once_and_why() {
+    let errors = Errors::default();
+    let said = std::sync::Arc::clone(&errors.0);
+    tracing::subscriber::with_default(errors, || {
+        let mut bench = Bench::new(config(), 100);
+        bench.disk.faults.write_error = 1.0;
+        bench.append(records(10));
+        bench.append(records(10));
+    });
+    let said = said.lock().unwrap();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("takes no more") && said[0].contains("Input/output error"), "{said:?}");
 }
 
 #[test]

@@ -37,13 +37,25 @@ pub(super) struct DataDir {
     root: PathBuf,
     direct: bool,
     sync: DsyncMode,
+    headroom_bytes: u64,
 }
 
 const WAL: &str = "wal";
+const COLD: &str = "cold";
 
 impl DataDir {
     pub(super) fn new(root: &Path, direct: bool, sync: DsyncMode) -> Self {
-        Self { root: root.to_owned(), direct, sync }
+        Self { root: root.to_owned(), direct, sync, headroom_bytes: 0 }
+    }
+
+    pub(super) fn with_headroom(self, headroom_bytes: u64) -> Self {
+        Self { headroom_bytes, ..self }
+    }
+
+    /// Whether a new file of so many bytes leaves the headroom free. Where the file system does not say, it does.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let Ok(stat) = rustix::fs::statvfs(&self.root) else { return true };
+        self.headroom_bytes == 0 || stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes.saturating_add(self.headroom_bytes)
     }
 
     pub(super) fn sync_mode(&self) -> DsyncMode {
@@ -114,7 +126,36 @@ impl DataDir {
         match file {
             FileId::Superblock => sync_directory(&self.root),
             FileId::Segment(_) => sync_directory(&self.root.join(WAL)),
+            FileId::Cold(_) | FileId::Promoted(_) => sync_directory(&self.root.join(COLD)),
         }
+    }
+
+    /// Makes `cold/`, durably; a log without a cold tier has none.
+    pub(super) fn prepare_cold(&self) -> Result<(), DiskError> {
+        std::fs::create_dir_all(self.root.join(COLD)).map_err(|error| DiskError::directory_io(DiskVerb::Create, &error))?;
+        sync_directory(&self.root)
+    }
+
+    pub(super) fn list_cold(&self) -> Result<Vec<FileId>, DiskError> {
+        let failed = |error: std::io::Error| DiskError::directory_io(DiskVerb::List, &error);
+        let entries = match std::fs::read_dir(self.root.join(COLD)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            files.extend(entry.map_err(failed)?.file_name().to_str().and_then(FileId::cold_file));
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    /// Gives a file another name, durably.
+    pub(super) fn rename(&self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        rustix::fs::rename(self.path(from), self.path(to))
+            .map_err(|errno| DiskError::from_errno(DiskVerb::Rename, from, errno))?;
+        self.sync_entry(to)?;
+        self.sync_entry(from)
     }
 
     pub(super) fn list_segments(&self) -> Result<Vec<u32>, DiskError> {

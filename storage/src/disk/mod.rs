@@ -9,6 +9,7 @@
 //! write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
 pub mod buf;
+mod cold;
 mod files;
 pub mod mirror;
 mod plain;
@@ -22,6 +23,7 @@ mod zero;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +40,10 @@ pub enum FileId {
     Superblock,
     /// `wal/00000.wal` and so on, by number of the file.
     Segment(u32),
+    /// `cold/00000001.cold` and so on, by number of the cold segment.
+    Cold(u32),
+    /// `cold/00000001.wal`: a WAL segment that has become the cold segment of this number as it is.
+    Promoted(u32),
 }
 
 impl FileId {
@@ -45,6 +51,15 @@ impl FileId {
     #[must_use]
     pub fn relative_path(self) -> PathBuf {
         PathBuf::from(self.to_string())
+    }
+
+    /// The file with this name inside `cold/`, if it is one of ours.
+    #[must_use]
+    pub fn cold_file(name: &str) -> Option<Self> {
+        let (digits, kind) = name.rsplit_once('.')?;
+        let number: u32 = digits.parse().ok()?;
+        let file = if kind == "cold" { Self::Cold(number) } else { Self::Promoted(number) };
+        (file.to_string().strip_prefix("cold/") == Some(name)).then_some(file)
     }
 
     /// The number of the segment file with this name inside `wal/`, if it is one.
@@ -62,6 +77,8 @@ impl fmt::Display for FileId {
         match self {
             Self::Superblock => f.write_str("superblock"),
             Self::Segment(number) => write!(f, "wal/{number:05}.wal"),
+            Self::Cold(number) => write!(f, "cold/{number:08}.cold"),
+            Self::Promoted(number) => write!(f, "cold/{number:08}.wal"),
         }
     }
 }
@@ -111,6 +128,7 @@ pub enum DiskVerb {
     Write,
     Sync,
     ZeroFill,
+    Rename,
     Remove,
     List,
     Stat,
@@ -127,6 +145,7 @@ impl fmt::Display for DiskVerb {
             Self::Write => "writing",
             Self::Sync => "syncing",
             Self::ZeroFill => "zero-filling",
+            Self::Rename => "renaming",
             Self::Remove => "removing",
             Self::List => "listing",
             Self::Stat => "looking at",
@@ -380,6 +399,32 @@ pub trait Reader: Send + Sync {
     fn forget(&self, file: FileId);
 }
 
+/// The files of the cold tier, and the WAL segments they are made from: for the sorter's thread alone, which may wait.
+///
+/// A file is made, written from its beginning in large pieces, sealed, and never changed again.
+pub trait ColdStore {
+    /// Exactly these bytes.
+    fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError>;
+
+    /// An empty file to write to; one of that name is the remains of a crash and goes.
+    fn create(&mut self, file: FileId) -> Result<(), DiskError>;
+
+    /// Writes whole blocks at `at`, a multiple of 4096. Not durable yet.
+    fn write(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError>;
+
+    /// Makes the file and its directory entry durable.
+    fn seal(&mut self, file: FileId) -> Result<(), DiskError>;
+
+    /// Gives a file another name, durably.
+    fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError>;
+
+    /// Removes a file, durably. One that is not there counts as removed.
+    fn remove(&mut self, file: FileId) -> Result<(), DiskError>;
+
+    /// All files of the cold tier, in order.
+    fn list(&mut self) -> Result<Vec<FileId>, DiskError>;
+}
+
 /// Which backend the operator asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendChoice {
@@ -398,26 +443,38 @@ pub struct OpenedDisk {
     pub disk: Box<dyn Disk>,
     /// For everybody who reads old frames.
     pub reader: Arc<dyn Reader>,
+    /// Makes the store of the cold tier, on the thread that will use it.
+    pub cold: ColdOpener,
     /// What was found out about the machine.
     pub probe: DiskProbe,
 }
 
+/// Makes a cold store that takes at most so many bytes a second, and fails everything once the flag says so.
+pub type ColdOpener = Box<dyn FnOnce(Option<u64>, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send>;
+
 /// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
 /// backend that fits. The caller holds the directory's lock.
 pub fn open(root: &Path, choice: BackendChoice) -> Result<OpenedDisk, DiskError> {
+    open_with_headroom(root, choice, 0)
+}
+
+/// The same. New segment files are refused as if the disk were full while they would leave less than `headroom_bytes` of it: the
+/// cold tier needs that much to make room.
+pub fn open_with_headroom(root: &Path, choice: BackendChoice, headroom_bytes: u64) -> Result<OpenedDisk, DiskError> {
     files::DataDir::prepare(root)?;
     let probe = probe::run(root, choice)?;
-    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode);
+    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode).with_headroom(headroom_bytes);
     let uring = probe.backend == Backend::Uring;
     let disk: Box<dyn Disk> =
         if uring { Box::new(uring::UringDisk::open(dir.clone())?) } else { Box::new(plain::PlainDisk::open(dir.clone())?) };
-    let reader = Arc::new(reader::BackgroundReader::start(dir, uring)?);
+    let reader = Arc::new(reader::BackgroundReader::start(dir.clone(), uring)?);
+    let cold: ColdOpener = Box::new(move |bandwidth_max, stop| Box::new(cold::ColdFiles::open(dir, uring, bandwidth_max, stop)));
     if probe.uring_refused.is_some() {
         tracing::warn!("{probe}: acknowledgements cost some microseconds more without io_uring");
     } else {
         tracing::info!("{probe}");
     }
-    Ok(OpenedDisk { disk, reader, probe })
+    Ok(OpenedDisk { disk, reader, cold, probe })
 }
 
 #[cfg(test)]

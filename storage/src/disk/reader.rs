@@ -105,18 +105,18 @@ fn run(shelf: Shelf, queue: mpsc::Receiver<DiskRead>, uring: bool) {
 }
 
 /// Where the whole blocks around a request begin, and how many bytes they are.
-fn blocks_around(request: &DiskRead) -> Result<(u64, usize), DiskError> {
-    let lead = (request.at % BLOCK_BYTES as u64) as usize;
-    if request.bytes > READ_BYTES_MAX || request.at.checked_add((request.bytes + 2 * BLOCK_BYTES) as u64).is_none() {
-        return Err(DiskError::from_errno(DiskVerb::Read, request.file, Errno::INVAL));
+pub(super) fn blocks_around(file: FileId, at: u64, bytes: usize) -> Result<(u64, usize), DiskError> {
+    let lead = (at % BLOCK_BYTES as u64) as usize;
+    if bytes > READ_BYTES_MAX || at.checked_add((bytes + 2 * BLOCK_BYTES) as u64).is_none() {
+        return Err(DiskError::from_errno(DiskVerb::Read, file, Errno::INVAL));
     }
-    Ok((request.at - lead as u64, blocks_up(lead + request.bytes)))
+    Ok((at - lead as u64, blocks_up(lead + bytes)))
 }
 
 /// Cuts what was asked for out of the blocks around it.
-fn cut(request: &DiskRead, buf: AlignedBuf) -> Bytes {
-    let lead = (request.at % BLOCK_BYTES as u64) as usize;
-    buf.into_bytes().slice(lead..lead + request.bytes)
+pub(super) fn cut(at: u64, bytes: usize, buf: AlignedBuf) -> Bytes {
+    let lead = (at % BLOCK_BYTES as u64) as usize;
+    buf.into_bytes().slice(lead..lead + bytes)
 }
 
 impl Shelf {
@@ -131,11 +131,11 @@ fn run_plain(shelf: &Shelf, mut queue: mpsc::Receiver<DiskRead>) {
     let mut open = OpenFiles::new(FILES_OPEN_MAX);
     while let Some(request) = queue.blocking_recv() {
         shelf.close_forgotten(&mut open);
-        let result = blocks_around(&request).and_then(|(at, bytes)| {
+        let result = blocks_around(request.file, request.at, request.bytes).and_then(|(at, bytes)| {
             let fd = open.get(request.file, || shelf.dir.open_read(request.file).map(Arc::new))?;
             let mut buf = shelf.pool.take(bytes);
             read_exact(&fd, request.file, at, &mut buf)?;
-            Ok(cut(&request, buf))
+            Ok(cut(request.at, request.bytes, buf))
         });
         (request.reply)(result);
     }
@@ -159,33 +159,49 @@ async fn run_uring(shelf: Shelf, mut queue: mpsc::Receiver<DiskRead>) {
 }
 
 async fn read_one(shelf: &Shelf, open: &RefCell<OpenFiles<Rc<File>>>, request: &DiskRead) -> Result<Bytes, DiskError> {
-    let (at, bytes) = blocks_around(request)?;
+    let (at, bytes) = blocks_around(request.file, request.at, request.bytes)?;
     let file = {
         let mut open = open.borrow_mut();
         shelf.close_forgotten(&mut open);
         open.get(request.file, || shelf.dir.open_read(request.file).map(|fd| Rc::new(File::from_std(std::fs::File::from(fd)))))?
     };
-    let mut target = Target(shelf.pool.take(bytes));
+    let target = read_into(&file, request.file, at, shelf.pool.take(bytes), usize::MAX, |_| {}).await?;
+    Ok(cut(request.at, request.bytes, target))
+}
+
+/// Fills the whole buffer, with requests of at most `piece_bytes_max`, each announced to `before`.
+pub(super) async fn read_into(
+    file: &File,
+    id: FileId,
+    at: u64,
+    buf: AlignedBuf,
+    piece_bytes_max: usize,
+    mut before: impl FnMut(usize),
+) -> Result<AlignedBuf, DiskError> {
+    let bytes = buf.len();
+    let mut target = Target(buf);
     let mut done = 0;
     while done < bytes {
-        let (result, slice) = file.read_at(target.slice(done..bytes), at + done as u64).await;
+        let to = bytes.min(done.saturating_add(piece_bytes_max));
+        before(to - done);
+        let (result, slice) = file.read_at(target.slice(done..to), at + done as u64).await;
         target = slice.into_inner();
         match result {
             // A read that stops inside a block has met the end of the file.
-            Ok(read) if read == 0 || (done + read < bytes && !read.is_multiple_of(BLOCK_BYTES)) => {
+            Ok(read) if read == 0 || (done + read < to && !read.is_multiple_of(BLOCK_BYTES)) => {
                 let (wanted, done) = (bytes as u64, (done + read) as u64);
-                return Err(DiskError::Short { verb: DiskVerb::Read, file: request.file, at, wanted, done });
+                return Err(DiskError::Short { verb: DiskVerb::Read, file: id, at, wanted, done });
             }
             Ok(read) => done += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(DiskError::from_io(DiskVerb::Read, request.file, &error)),
+            Err(error) => return Err(DiskError::from_io(DiskVerb::Read, id, &error)),
         }
     }
-    Ok(cut(request, target.0))
+    Ok(target.0)
 }
 
-/// An aligned buffer that tokio-uring reads into.
-struct Target(AlignedBuf);
+/// An aligned buffer that tokio-uring reads into or writes from.
+pub(super) struct Target(pub(super) AlignedBuf);
 
 // SAFETY: the bytes of an `AlignedBuf` are a boxed slice, which stays where it is when the `Target` is moved, and is neither
 // freed nor resized while tokio-uring owns it. `bytes_init` and `bytes_total` are its length, all of it initialised.

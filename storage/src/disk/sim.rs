@@ -8,7 +8,8 @@
 //!   completed. This breaks the contract of every disk, so it serves as a control: the checker must notice.
 //! - **Zero-fill.** Cut off by a power cut, the file is missing, too short, or whole with sectors that were never written: zeros or
 //!   garbage.
-//! - **EIO and short writes.** A write fails and leaves its sectors as a power cut would.
+//! - **EIO and short writes.** A write fails and leaves its sectors as a power cut would. A zero-fill fails with EIO, once or, as
+//!   on a file system that has shut itself down, from then on.
 //! - **ENOSPC.** A zero-fill fails while the disk is full; space may come back.
 //! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
 //! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
@@ -16,6 +17,8 @@
 //! - **Death and hanging** (of one disk of a pair): a dead disk answers everything with an error and never comes back; a hanging one
 //!   does not answer until it comes to.
 //! - **Power cut during recovery.** A synchronous write may be the last thing that happens.
+//! - **Cold files.** What has not been sealed is, after a power cut, missing, cut off, or there with torn sectors. A full disk refuses
+//!   the write; the power may go between any two operations of a job, and in the middle of a write.
 //!
 //! Reads return what the platter holds. Directory entries are durable once a zero-fill or a synchronous write has completed.
 
@@ -27,7 +30,9 @@ use bytes::Bytes;
 use fastrand::Rng;
 use rustix::io::Errno;
 
-use super::{AlignedBuf, BLOCK_BYTES, Disk, DiskCompletion, DiskError, DiskOp, DiskRead, DiskVerb, FileId, Reader, Waker};
+use super::{
+    AlignedBuf, BLOCK_BYTES, ColdStore, Disk, DiskCompletion, DiskError, DiskOp, DiskRead, DiskVerb, FileId, Reader, Waker,
+};
 
 const SECTOR: usize = 512;
 
@@ -38,6 +43,8 @@ pub struct Faults {
     pub lie: f64,
     /// A write fails.
     pub write_error: f64,
+    /// A zero-fill fails with EIO.
+    pub zero_error: f64,
     /// An operation takes a hundred times as long.
     pub stall: f64,
     /// A write goes elsewhere.
@@ -58,6 +65,8 @@ struct Store {
     /// Cached writes of a lying disk: what was there before.
     cached: Vec<(FileId, u64, Vec<u8>)>,
     dead: bool,
+    /// Cold files that are not durable yet.
+    unsealed: BTreeSet<FileId>,
 }
 
 /// Work not completed yet.
@@ -78,6 +87,8 @@ pub struct SimDisk {
     pub faults: Faults,
     /// Segment files there is room for.
     pub files_max: usize,
+    /// Bytes of cold files there is room for.
+    pub cold_bytes_max: usize,
     /// Synchronous writes until the power goes; `None`: it stays.
     pub writes_until_cut: Option<u32>,
     /// Bits rotted, sectors unreadable, writes misdirected so far.
@@ -96,6 +107,7 @@ impl SimDisk {
             rng: Rng::with_seed(seed),
             faults,
             files_max: usize::MAX,
+            cold_bytes_max: usize::MAX,
             writes_until_cut: None,
             damages: 0,
             hangs: false,
@@ -107,6 +119,12 @@ impl SimDisk {
     /// A reader of the same platters.
     pub fn reader(&self) -> Arc<dyn Reader> {
         Arc::new(SimReader { store: Arc::clone(&self.store) })
+    }
+
+    /// The cold tier on the same platters; with `ops_until_cut` the power goes at that operation.
+    pub fn cold(&mut self, ops_until_cut: Option<u32>) -> SimCold {
+        let rng = Rng::with_seed(self.rng.u64(..));
+        SimCold { store: Arc::clone(&self.store), rng, ops_until_cut, bytes_max: self.cold_bytes_max }
     }
 
     /// Lets time pass; what is due then can be polled.
@@ -154,6 +172,20 @@ impl SimDisk {
                 }
             }
         }
+        let unsealed = std::mem::take(&mut self.store().unsealed);
+        for file in unsealed {
+            let choice = self.rng.u32(0..3);
+            let length = self.store().files.get(&file).map_or(0, Vec::len);
+            let kept = self.rng.usize(0..=length) / SECTOR * SECTOR;
+            let mut store = self.store();
+            match choice {
+                0 => drop(store.files.remove(&file)),
+                1 => store.files.get_mut(&file).into_iter().for_each(|data| data.truncate(kept)),
+                _ => store.files.get_mut(&file).into_iter().for_each(|data| {
+                    data.chunks_mut(SECTOR).step_by(3).for_each(|sector| sector.fill(0xa5));
+                }),
+            }
+        }
         if self.chance(self.faults.rot) {
             self.rot();
         }
@@ -166,6 +198,12 @@ impl SimDisk {
     pub fn fingerprint(&self) -> u32 {
         let store = self.store();
         store.files.iter().fold(0, |crc, (file, data)| crc32c::crc32c_append(crc ^ file.to_string().len() as u32, data))
+    }
+
+    /// Everything on the platters, file by file.
+    #[cfg(test)]
+    pub(crate) fn image(&self) -> Vec<(FileId, Vec<u8>)> {
+        self.store().files.iter().map(|(file, data)| (*file, data.clone())).collect()
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -314,7 +352,10 @@ impl Disk for SimDisk {
         if self.chance(self.faults.stall) {
             takes *= 100;
         }
-        let fails = matches!(op, DiskOp::Write { .. }) && self.chance(self.faults.write_error);
+        let fails = self.chance(match op {
+            DiskOp::Write { .. } => self.faults.write_error,
+            DiskOp::Zero { .. } => self.faults.zero_error,
+        });
         self.pending.push(Pending { id, due: self.now + takes, op, fails });
     }
 
@@ -389,6 +430,96 @@ fn read_store(store: &Store, file: FileId, at: u64, bytes: usize) -> Result<Vec<
         return Err(DiskError::Io { verb: DiskVerb::Read, file, errno: Errno::IO });
     }
     Ok(data[from..end].to_vec())
+}
+
+/// The cold tier of a simulated disk.
+#[derive(Debug)]
+pub struct SimCold {
+    store: Arc<Mutex<Store>>,
+    rng: Rng,
+    ops_until_cut: Option<u32>,
+    bytes_max: usize,
+}
+
+impl SimCold {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation; an error when the power is gone.
+    fn power(&mut self, verb: DiskVerb, file: FileId) -> Result<(), DiskError> {
+        match &mut self.ops_until_cut {
+            Some(0) => Err(DiskError::Closed { verb, file }),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl ColdStore for SimCold {
+    fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
+        read_store(&self.store(), file, at, bytes).map(Bytes::from)
+    }
+
+    fn create(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.power(DiskVerb::Create, file)?;
+        let mut store = self.store();
+        store.files.insert(file, Vec::new());
+        store.unsealed.insert(file);
+        Ok(())
+    }
+
+    fn write(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError> {
+        let powered = self.power(DiskVerb::Write, file);
+        let cut = self.rng.usize(0..=data.len());
+        let mut store = self.store();
+        let cold = |store: &Store| -> usize {
+            store
+                .files
+                .iter()
+                .filter(|(file, _)| matches!(file, FileId::Cold(_) | FileId::Promoted(_)))
+                .map(|(_, d)| d.len())
+                .sum()
+        };
+        if cold(&store) + data.len() > self.bytes_max {
+            return Err(DiskError::Full { verb: DiskVerb::Write, file });
+        }
+        assert!(store.unsealed.contains(&file), "cold files are written before they are sealed");
+        let content = store.files.get_mut(&file).expect("made before");
+        assert_eq!(content.len() as u64, at, "cold files are written in order");
+        let wanted = if powered.is_ok() { data.len() } else { cut };
+        content.extend_from_slice(&data[..wanted]);
+        powered
+    }
+
+    fn seal(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.power(DiskVerb::Sync, file)?;
+        assert!(self.store().unsealed.remove(&file), "sealed once");
+        Ok(())
+    }
+
+    fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        self.power(DiskVerb::Rename, from)?;
+        let mut store = self.store();
+        let data = store.files.remove(&from).ok_or(DiskError::Missing { verb: DiskVerb::Rename, file: from })?;
+        store.files.insert(to, data);
+        Ok(())
+    }
+
+    fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.power(DiskVerb::Remove, file)?;
+        let mut store = self.store();
+        store.files.remove(&file);
+        store.unsealed.remove(&file);
+        Ok(())
+    }
+
+    fn list(&mut self) -> Result<Vec<FileId>, DiskError> {
+        Ok(self.store().files.keys().filter(|file| matches!(file, FileId::Cold(_) | FileId::Promoted(_))).copied().collect())
+    }
 }
 
 /// Answers at once, on the caller's thread.

@@ -335,6 +335,18 @@ fn a_full_disk_does_not_stop_the_probe() {
 }
 
 #[test]
+fn a_new_segment_leaves_the_headroom_free() {
+    for (headroom, fits) in [(0, true), (u64::MAX / 2, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut opened = open_with_headroom(dir.path(), BackendChoice::Auto, headroom).unwrap();
+        let made = zero(opened.disk.as_mut(), SEGMENT, 1 << 20);
+        assert_eq!(made.is_ok(), fits, "{made:?}");
+        assert!(fits || made.unwrap_err().is_full());
+        assert_eq!(opened.disk.size(SEGMENT).unwrap().is_some(), fits, "what is refused leaves nothing behind");
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_told_as_such() {
     let Some(small) = SmallDisk::mount() else { return };
     let remounted = std::process::Command::new("mount").args(["-o", "remount,ro"]).arg(small.dir.path()).status();

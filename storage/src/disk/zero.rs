@@ -81,6 +81,10 @@ impl Filler {
 
     fn fill(&self, file: FileId, bytes: u64) -> Result<(), DiskError> {
         let (fd, created) = self.dir.open_bulk(file)?;
+        if created && !self.dir.has_room_for(bytes) {
+            let _ = self.dir.remove(file);
+            return Err(DiskError::Full { verb: DiskVerb::ZeroFill, file });
+        }
         let result = self.fill_open(&fd, file, bytes);
         if result.is_err() && created && !self.closing.load(Ordering::Relaxed) {
             // Gives back the space of a file that is of no use. That it failed is what matters, not whether this works.

@@ -14,7 +14,8 @@ pub const ENTRY_BYTES: usize = 64;
 pub const FRAME_BYTES_LIMIT: usize = 64 << 20;
 
 const MAGIC: &[u8; 4] = b"WFR1";
-const VERSION: u16 = 1;
+/// Newest version of the frame known here.
+pub const VERSION: u16 = 1;
 const FLAG_ZSTD: u8 = 1;
 
 const _: () = assert!(HEADER_BYTES + ENTRY_BYTES <= BLOCK && BLOCK.is_multiple_of(ENTRY_BYTES));
@@ -80,6 +81,8 @@ pub enum EntryKind {
     Opened = 4,
     /// Partition dropped.
     Dropped = 5,
+    /// Starts raised and classes set.
+    Changes = 6,
     /// Part of a snapshot.
     Snapshot = 7,
 }
@@ -159,6 +162,7 @@ impl Entry {
             3 => EntryKind::Meta,
             4 => EntryKind::Opened,
             5 => EntryKind::Dropped,
+            6 => EntryKind::Changes,
             7 => EntryKind::Snapshot,
             _ => return None,
         };
@@ -283,6 +287,45 @@ pub fn decode_header(bytes: &[u8]) -> Result<FrameHeader, &'static str> {
     Ok(header)
 }
 
+/// What this program does not know about a frame whose header CRC holds: a newer program wrote it, so it is not damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Version of the frame.
+    Version(u16),
+    /// Kind of the frame.
+    Kind(u8),
+    /// Kind of one of its entries.
+    EntryKind(u8),
+}
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unknown::Version(version) => write!(f, "frame version {version}"),
+            Unknown::Kind(kind) => write!(f, "frame kind {kind}"),
+            Unknown::EntryKind(kind) => write!(f, "entry kind {kind}"),
+        }
+    }
+}
+
+/// Looks for it in a frame that [`decode_header`] or [`FrameHeader::directory`] has refused. `volume_id` and `sequence` are those
+/// of the segment: they keep their places in every version, so a frame of an older life of the file is not meant.
+pub fn unknown(bytes: &[u8], volume_id: &Uuid, sequence: u64) -> Option<Unknown> {
+    let head = bytes.get(..peek_header_bytes(bytes)?)?;
+    let ours = crc32c::crc32c(&head[8..]) == u32_at(head, 4) && head[80..96] == volume_id[..] && u64_at(head, 32) == sequence;
+    if !ours {
+        return None;
+    }
+    match (u16_at(head, 10), head[8]) {
+        (VERSION, 1..=4) => {}
+        (0, _) | (_, 0) => return None,
+        (VERSION, kind) => return Some(Unknown::Kind(kind)),
+        (version, _) => return Some(Unknown::Version(version)),
+    }
+    let strange = head[HEADER_BYTES..].chunks_exact(ENTRY_BYTES).find(|entry| Entry::decode(entry).is_none())?;
+    Some(Unknown::EntryKind(strange[0]))
+}
+
 impl FrameHeader {
     /// Bytes of the whole frame on disk.
     pub fn frame_bytes(&self) -> usize {
@@ -306,13 +349,14 @@ impl FrameHeader {
 
     /// The payload, decompressed where that is needed.
     pub fn raw_payload(&self, stored: &[u8]) -> Result<Vec<u8>, &'static str> {
-        if !self.zstd {
-            return Ok(stored.to_vec());
-        }
-        let raw =
-            zstd::bulk::decompress(stored, self.payload_raw_bytes as usize).map_err(|_| "the payload does not decompress")?;
+        let raw = if self.zstd {
+            zstd::bulk::decompress(stored, self.payload_raw_bytes as usize).map_err(|_| "the payload does not decompress")?
+        } else {
+            stored.to_vec()
+        };
+        // The directory was held against this length, so its entries lie inside.
         if raw.len() != self.payload_raw_bytes as usize {
-            return Err("the payload decompresses to another length");
+            return Err("the payload has another length than its header says");
         }
         Ok(raw)
     }

@@ -2,8 +2,9 @@
 
 use super::{BLOCK, Uuid, array_at, put, u16_at, u32_at, u64_at};
 
-const MAGIC: &[u8; 8] = b"WEIRSEG1";
-const VERSION: u16 = 1;
+pub(crate) const MAGIC: &[u8; 8] = b"WEIRSEG1";
+/// Newest version of the header known here.
+pub const VERSION: u16 = 1;
 
 /// Header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,10 @@ impl SegmentHeader {
         if &block[..8] != MAGIC || u32_at(block, 8) != crc32c::crc32c(&block[12..]) {
             return HeaderBlock::Damaged;
         }
-        if u16_at(block, 12) != VERSION {
-            return HeaderBlock::Newer(u16_at(block, 12));
+        match u16_at(block, 12) {
+            0 => return HeaderBlock::Damaged,
+            VERSION => {}
+            newer => return HeaderBlock::Newer(newer),
         }
         HeaderBlock::Good(SegmentHeader {
             volume_id: array_at(block, 16),

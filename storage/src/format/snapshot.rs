@@ -3,12 +3,14 @@
 
 use super::{i64_at, u32_at, u64_at};
 use crate::report::Gap;
-use crate::types::{PartitionId, ProducerKey};
+use crate::types::{ClassId, PartitionId, ProducerKey};
 
 /// Batches a lane remembers for resends.
 pub const REMEMBERED_MAX: usize = 32;
 /// Bytes of a partition.
-pub const PARTITION_BYTES: usize = 1 + 4 + 8 + 8;
+pub const PARTITION_BYTES: usize = 1 + 4 + 4 + 8 + 8;
+/// Without the class, which is not stored where it is 0.
+const PLAIN_PARTITION_BYTES: usize = PARTITION_BYTES - 4;
 /// Bytes of a lane that remembers all it may.
 pub const PRODUCER_BYTES_MAX: usize = PRODUCER_BYTES_MIN + REMEMBERED_MAX * REMEMBERED_BYTES;
 /// Bytes of a key and its value beyond their own.
@@ -35,6 +37,8 @@ pub enum Item {
     Partition {
         /// Which.
         id: PartitionId,
+        /// By which rules it is kept.
+        class: ClassId,
         /// First offset kept.
         start: i64,
         /// Next offset.
@@ -70,9 +74,12 @@ impl Item {
     /// Appends the record to a part.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Item::Partition { id, start, next } => {
-                out.push(1);
+            Item::Partition { id, class, start, next } => {
+                out.push(if *class == ClassId::default() { 1 } else { 6 });
                 out.extend_from_slice(&id.0.to_le_bytes());
+                if *class != ClassId::default() {
+                    out.extend_from_slice(&class.0.to_le_bytes());
+                }
                 out.extend_from_slice(&start.to_le_bytes());
                 out.extend_from_slice(&next.to_le_bytes());
             }
@@ -111,10 +118,17 @@ impl Item {
     pub fn decode(rest: &mut &[u8]) -> Option<Result<Item, &'static str>> {
         let kind = *rest.first()?;
         let item = match kind {
-            1 => take(rest, PARTITION_BYTES).map(|b| Item::Partition {
+            1 => take(rest, PLAIN_PARTITION_BYTES).map(|b| Item::Partition {
                 id: PartitionId(u32_at(b, 1)),
+                class: ClassId::default(),
                 start: i64_at(b, 5),
                 next: i64_at(b, 13),
+            }),
+            6 => take(rest, PARTITION_BYTES).map(|b| Item::Partition {
+                id: PartitionId(u32_at(b, 1)),
+                class: ClassId(u32_at(b, 5)),
+                start: i64_at(b, 9),
+                next: i64_at(b, 17),
             }),
             2 => decode_producer(rest),
             3 => decode_meta(rest),
@@ -170,7 +184,12 @@ mod tests {
 
     fn item() -> impl Strategy<Value = Item> {
         prop_oneof![
-            any::<(u32, i64, i64)>().prop_map(|(id, start, next)| Item::Partition { id: PartitionId(id), start, next }),
+            (any::<(u32, i64, i64)>(), 0..3u32).prop_map(|((id, start, next), class)| Item::Partition {
+                id: PartitionId(id),
+                class: ClassId(class),
+                start,
+                next
+            }),
             (any::<(i64, u32, i16, u64, u64)>(), proptest::collection::vec(any::<(u32, i64)>(), 0..=REMEMBERED_MAX)).prop_map(
                 |((id, lane, epoch, next_sequence, last_lsn), batches)| Item::Producer {
                     key: ProducerKey { id, lane },

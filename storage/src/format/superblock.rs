@@ -4,14 +4,28 @@
 use super::{BLOCK, Uuid, array_at, put, u16_at, u32_at, u64_at};
 use crate::disk::AlignedBuf;
 
-/// Newest major version of the volume format known here.
-pub const FORMAT_MAJOR: u16 = 1;
-/// Newest minor version of it.
-pub const FORMAT_MINOR: u16 = 1;
+/// Version of the volume format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FormatVersion {
+    /// Another one is another format.
+    pub major: u16,
+    /// A higher one has more in it.
+    pub minor: u16,
+}
+
+impl std::fmt::Display for FormatVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// The newest version known here, and the one that is written. 1.1: classes of partitions, raised starts, cold segments, a second
+/// copy of the log.
+pub const FORMAT: FormatVersion = FormatVersion { major: 1, minor: 1 };
 /// Slots A and B.
 pub const SLOTS: u64 = 2;
 
-const MAGIC: &[u8; 8] = b"WEIRSUP1";
+pub(crate) const MAGIC: &[u8; 8] = b"WEIRSUP1";
 
 /// How the volume was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +91,8 @@ pub enum Slot {
     Empty,
     /// Damaged or torn.
     Damaged,
-    /// Intact, of a newer major version.
-    Newer(u16),
+    /// Intact, of a newer version.
+    Newer(FormatVersion),
     /// Intact.
     Good(Superblock),
 }
@@ -93,8 +107,8 @@ impl Superblock {
     pub fn encode(&self) -> AlignedBuf {
         let mut block = AlignedBuf::zeroed(BLOCK);
         put(&mut block, 0, MAGIC);
-        put(&mut block, 12, &FORMAT_MAJOR.to_le_bytes());
-        put(&mut block, 14, &FORMAT_MINOR.to_le_bytes());
+        put(&mut block, 12, &FORMAT.major.to_le_bytes());
+        put(&mut block, 14, &FORMAT.minor.to_le_bytes());
         put(&mut block, 16, &self.node_id);
         put(&mut block, 32, &self.volume_id);
         put(&mut block, 48, &self.generation.to_le_bytes());
@@ -134,8 +148,12 @@ impl Superblock {
         if &block[..8] != MAGIC || u32_at(block, 8) != crc32c::crc32c(&block[12..]) {
             return Slot::Damaged;
         }
-        if u16_at(block, 12) != FORMAT_MAJOR {
-            return Slot::Newer(u16_at(block, 12));
+        let version = FormatVersion { major: u16_at(block, 12), minor: u16_at(block, 14) };
+        if version.major == 0 {
+            return Slot::Damaged;
+        }
+        if version > FORMAT {
+            return Slot::Newer(version);
         }
         let state = match u32_at(block, 88) {
             0 => VolumeState::Open,
@@ -209,12 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn minor_versions_older_and_newer_open() {
-        for minor in [0_u16, 9] {
+    fn what_knows_of_no_mirror_is_the_only_copy() {
+        for minor in [0, FORMAT.minor] {
             let mut block = sample().encode();
             put(&mut block, 14, &minor.to_le_bytes());
-            // What a newer minor version keeps in reserved bytes is not ours to judge.
-            put(&mut block, 400, &[u8::from(minor > 1); 8]);
+            assert!(block[112..].iter().all(|byte| *byte == 0));
             let crc = crc32c::crc32c(&block[12..]);
             put(&mut block, 8, &crc.to_le_bytes());
             assert_eq!(Superblock::decode(&block), Slot::Good(sample()));
@@ -222,12 +239,15 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_major_version_is_told_from_damage() {
+    fn a_newer_version_is_told_from_damage() {
         let mut block = sample().encode();
-        put(&mut block, 12, &2_u16.to_le_bytes());
-        let crc = crc32c::crc32c(&block[12..]);
-        put(&mut block, 8, &crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&block), Slot::Newer(2));
+        for version in [FormatVersion { major: 2, minor: 0 }, FormatVersion { minor: FORMAT.minor + 1, ..FORMAT }] {
+            put(&mut block, 12, &version.major.to_le_bytes());
+            put(&mut block, 14, &version.minor.to_le_bytes());
+            let crc = crc32c::crc32c(&block[12..]);
+            put(&mut block, 8, &crc.to_le_bytes());
+            assert_eq!(Superblock::decode(&block), Slot::Newer(version));
+        }
         assert_eq!(Superblock::decode(&[0; BLOCK]), Slot::Empty);
     }
 }

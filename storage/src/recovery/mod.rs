@@ -10,6 +10,7 @@
 //! Segments before the newest whole snapshot only fill the index, so only their directories are read; from that snapshot on every
 //! byte is verified. Memory: one window of the file, at most one frame, and the state itself.
 
+pub(crate) mod deep;
 pub mod pair;
 mod replay;
 mod scan;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use crate::config::LogConfig;
 use crate::core::{Limits, Now, Opening, Sealed};
 use crate::disk::{Disk, FileId};
-use crate::format::frame::{FrameHeader, FrameKind};
+use crate::format::frame::{Entry, FrameHeader, FrameKind};
 use crate::format::superblock::{Superblock, VolumeState};
 use crate::report::{Damage, OpenError, RecoveryReport};
 use crate::types::Lsn;
@@ -45,13 +46,16 @@ pub fn recover(
     let mut log = LogReader {
         scanner: Scanner::new(disk, &volume.superblock),
         superblock: volume.superblock,
-        replay: Replay::default(),
+        replay: Replay::new(config.cold.is_some()),
         report: &mut report,
         last_lsn: 0,
         last_crc: 0,
         after_damage: false,
+        visit: None,
     };
-    let state = log.newest_snapshot(&volume.segments)?;
+    let state = log.newest_snapshot(&volume.segments);
+    log.scanner.refuse_newer()?;
+    let state = state?;
     log.read_oldest_snapshot(&volume.segments, state);
     let mut sealed = VecDeque::new();
     for at in 0..volume.segments.len() {
@@ -60,6 +64,7 @@ pub fn recover(
         sealed.push_back(place);
     }
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
+    scanner.refuse_newer()?;
     let (bytes, mended, failed) = (scanner.bytes_read, scanner.mended, scanner.failed);
     report.bytes = bytes;
     report.mended += mended;
@@ -67,7 +72,7 @@ pub fn recover(
         return Err(error.into());
     }
     let last_lsn = last_lsn.max(volume.superblock.durable_lsn);
-    let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report);
+    let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report)?;
 
     let snapshot_sequence = state.map_or(0, |at| volume.segments[at].header.sequence);
     open_epoch(disk, &mut volume, last_lsn)?;
@@ -109,6 +114,9 @@ fn open_epoch(disk: &mut dyn Disk, volume: &mut Volume, last_lsn: u64) -> Result
     Ok(())
 }
 
+/// Sees a good frame: header, directory, decompressed payload, and where it lies.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(&FrameHeader, &[Entry], Option<&[u8]>, u64);
+
 struct LogReader<'a> {
     scanner: Scanner<'a>,
     superblock: Superblock,
@@ -118,6 +126,7 @@ struct LogReader<'a> {
     last_crc: u32,
     /// The chain is broken before the next frame; that is already reported.
     after_damage: bool,
+    visit: Option<Visit<'a>>,
 }
 
 impl LogReader<'_> {
@@ -163,6 +172,7 @@ impl LogReader<'_> {
         let next = segments.get(at + 1);
         let limit_lsn = next.map(|next| next.header.first_lsn);
         let limit_exact = next.is_some_and(|next| next.exact);
+        self.replay.segment_begins(segment.header.sequence);
         self.join(segment, at == 0, verify && !is_state);
         if is_state {
             let replay = &mut self.replay;
@@ -218,6 +228,9 @@ impl LogReader<'_> {
         self.last_lsn = header.lsn;
         self.last_crc = header.header_crc;
         self.after_damage = false;
+        if let Some(visit) = &mut self.visit {
+            visit(header, &found.entries, found.payload.as_deref(), position);
+        }
         if header.kind == FrameKind::Data {
             let place =
                 Position { sequence: segment.header.sequence as u32, block: (position / crate::format::BLOCK as u64) as u32 };
@@ -246,7 +259,9 @@ impl LogReader<'_> {
             || (provable && self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn));
         if !proven {
             // Nobody was told of this frame or of any behind it.
-            self.report.torn_tail |= next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            // After a shutdown nothing was being written: what looks like remains is of an older life of a recycled file.
+            let remains = next.is_some() || self.scanner.has_remains(segment, position, lost_lsn);
+            self.report.torn_tail |= remains && !self.report.clean;
             return None;
         }
         let resume_lsn = next.as_ref().map(|found| found.header.lsn).or(limit_lsn).unwrap_or(self.superblock.durable_lsn + 1);

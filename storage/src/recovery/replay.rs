@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::cold::manifest::{FLUSHED_KEY, Flushed};
 use crate::config::LogConfig;
-use crate::core::{Producer, RECORDS_PER_FRAME_MAX, decode_meta_ops};
+use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops, named_segments};
 use crate::format::frame::{Entry, EntryKind, FrameHeader};
 use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
-use crate::report::{Gap, RecoveryReport};
+use crate::report::{Gap, OpenError, RecoveryReport};
 use crate::table::{NumberMap, PARTITION_ID_MAX, PartitionMap};
-use crate::types::{MetaOp, PartitionId, ProducerKey, ProducerState};
+use crate::types::{ClassId, MetaOp, PartitionId, ProducerKey, ProducerState};
 use crate::view::{IndexEntry, Partition, Position, SegmentPlace, Tables, View};
 
 const GAPS_LISTED_MAX: usize = 1024;
@@ -20,11 +21,16 @@ const GAPS_LISTED_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Replay {
     partitions: PartitionMap<Partition>,
+    /// Whether records live on in cold segments when they leave the WAL: then only retention raises a start.
+    tiered: bool,
     /// Partitions of the state snapshot, until it is merged.
-    state: PartitionMap<(i64, i64)>,
+    state: PartitionMap<(i64, i64, ClassId)>,
     producers: NumberMap<ProducerKey, Producer>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
-    gaps: Vec<Gap>,
+    /// With the segment they were found in; those of a snapshot with the highest there can be.
+    gaps: Vec<(Gap, u64)>,
+    /// The segment that is being read.
+    sequence: u64,
     sequences_lost: bool,
     /// Frames lost without a trace since the state snapshot.
     frames_lost: u64,
@@ -33,12 +39,22 @@ pub(super) struct Replay {
 }
 
 impl Replay {
+    /// Nothing read yet.
+    pub(super) fn new(tiered: bool) -> Replay {
+        Replay { tiered, ..Replay::default() }
+    }
+
+    /// The frames that follow lie in this segment.
+    pub(super) fn segment_begins(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+
     /// A record of the oldest segment's snapshot: what lies before is gone.
     pub(super) fn oldest_item(&mut self, item: Item) {
         if let Item::Partition { id, next, .. } = item
             && id.0 < PARTITION_ID_MAX
         {
-            self.partitions.insert(id, Partition { start: next, next, index: Vec::new() });
+            self.partitions.insert(id, Partition { start: next, next, ..Partition::default() });
         }
     }
 
@@ -54,8 +70,8 @@ impl Replay {
 
     pub(super) fn state_item(&mut self, item: Item) {
         match item {
-            Item::Partition { id, start, next } if id.0 < PARTITION_ID_MAX => {
-                self.state.insert(id, (start, next));
+            Item::Partition { id, class, start, next } if id.0 < PARTITION_ID_MAX => {
+                self.state.insert(id, (start, next, class));
             }
             Item::Partition { .. } => {}
             Item::Producer { key, epoch, next_sequence, last_lsn, batches } => {
@@ -65,7 +81,7 @@ impl Replay {
             Item::Meta { key, value } => {
                 self.meta.insert(key, value);
             }
-            Item::Gap(gap) => self.gaps.push(gap),
+            Item::Gap(gap) => self.gaps.push((gap, u64::MAX)),
             Item::SequencesLost => self.sequences_lost = true,
         }
     }
@@ -74,13 +90,13 @@ impl Replay {
     pub(super) fn state_read(&mut self, is_oldest: bool, report: &mut RecoveryReport) {
         let mut seen = std::mem::take(&mut self.partitions);
         let state = std::mem::take(&mut self.state);
-        for (id, &(start, next)) in state.iter() {
-            let partition = match seen.remove(id) {
-                _ if is_oldest => Partition { start: next, next, index: Vec::new() },
-                None => Partition { start: next, next, index: Vec::new() },
+        for (id, &(start, next, class)) in state.iter() {
+            let partition = match seen.remove(id).filter(|_| !is_oldest) {
+                None => Partition { start: if self.tiered { start } else { next }, next, class, index: Vec::new() },
                 Some(mut partition) => {
                     self.gap(id, partition.next, next, report);
-                    partition.start = partition.start.max(start.min(next));
+                    partition.class = class;
+                    partition.start = if self.tiered { start } else { partition.start.max(start.min(next)) };
                     partition.index.retain(|entry| entry.base_offset < next);
                     partition.next = next;
                     partition
@@ -108,6 +124,11 @@ impl Replay {
                     report.meta_damaged |= ops.is_none();
                     ops.into_iter().flatten().for_each(|op| self.meta_op(op));
                 }
+                EntryKind::Changes if in_state => {
+                    let changes = payload.and_then(|payload| decode_changes(&payload[entry.range()]));
+                    report.meta_damaged |= changes.is_none();
+                    changes.into_iter().flatten().for_each(|change| self.change(change));
+                }
                 _ => self.other(header, entry, in_state),
             }
         }
@@ -118,7 +139,7 @@ impl Replay {
         for entry in entries {
             match entry.kind {
                 EntryKind::Batches => self.batches(entry, None, in_state, report),
-                EntryKind::Meta => report.meta_damaged |= in_state,
+                EntryKind::Meta | EntryKind::Changes => report.meta_damaged |= in_state,
                 _ => self.other(header, entry, in_state),
             }
         }
@@ -140,7 +161,7 @@ impl Replay {
         if self.partitions.get(id).is_none() {
             // Opened in a frame that was lost, or before the oldest segment when its snapshot is damaged.
             let start = if in_state { 0 } else { entry.base_offset };
-            self.partitions.insert(id, Partition { start, next: start, index: Vec::new() });
+            self.partitions.insert(id, Partition { start, next: start, ..Partition::default() });
         }
         let partition = self.partitions.get_mut(id).expect("just made");
         let before = partition.next;
@@ -168,7 +189,7 @@ impl Replay {
             }
             EntryKind::Dropped => {
                 self.partitions.remove(id);
-                self.gaps.retain(|gap| gap.partition != id);
+                self.gaps.retain(|(gap, _)| gap.partition != id);
             }
             EntryKind::Mark if in_state => self.mark(header, entry),
             _ => {}
@@ -192,6 +213,21 @@ impl Replay {
         }
     }
 
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Start(id, start) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.start = partition.start.max(start.min(partition.next));
+                }
+            }
+            Change::Class(id, class) => {
+                if let Some(partition) = self.partitions.get_mut(id) {
+                    partition.class = class;
+                }
+            }
+        }
+    }
+
     fn meta_op(&mut self, op: MetaOp) {
         match op {
             MetaOp::Put { key, value } => self.meta.insert(key, value),
@@ -203,8 +239,45 @@ impl Replay {
         if from >= to {
             return;
         }
-        self.gaps.push(Gap { partition, from, to });
+        self.gaps.push((Gap { partition, from, to }, self.sequence));
         report.gaps_total += 1;
+    }
+
+    /// Records missing so far, those that a snapshot knows of included.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = Gap> {
+        self.gaps.iter().map(|(gap, _)| *gap)
+    }
+
+    /// How the snapshot that follows contradicts what the frames before it add up to. Lanes may be missing there: idle ones are
+    /// forgotten.
+    pub(super) fn disagrees(&self, snapshot: Vec<Item>) -> Option<String> {
+        let (mut partitions, mut keys) = (0, 0);
+        for item in snapshot {
+            let wrong = match item {
+                Item::Partition { id, next, .. } => {
+                    partitions += 1;
+                    let here = self.partitions.get(id).map(|partition| partition.next);
+                    (here != Some(next)).then(|| format!("partition {id} goes on at {next}, its frames end at {here:?}"))
+                }
+                Item::Producer { key, epoch, next_sequence, .. } => {
+                    let here = self.producers.get(&key).map(|lane| (lane.epoch, lane.next_sequence));
+                    let same = here == Some((epoch, next_sequence));
+                    (!same).then(|| format!("lane {} of producer {} is not where its marks leave it", key.lane, key.id))
+                }
+                Item::Meta { key, value } => {
+                    keys += 1;
+                    (self.meta.get(&key) != Some(&value)).then(|| format!("metadata of key \"{}\" differs", key.escape_ascii()))
+                }
+                Item::Gap(_) | Item::SequencesLost => None,
+            };
+            if wrong.is_some() {
+                return wrong;
+            }
+        }
+        if (partitions, keys) != (self.partitions.len(), self.meta.len()) {
+            return Some("partitions or metadata are missing from it".to_owned());
+        }
+        None
     }
 
     /// The view, and what the engine keeps of the lanes.
@@ -213,15 +286,23 @@ impl Replay {
         config: &LogConfig,
         segments: impl Iterator<Item = SegmentPlace>,
         report: &mut RecoveryReport,
-    ) -> (View, NumberMap<ProducerKey, Producer>, bool) {
+    ) -> Result<(View, NumberMap<ProducerKey, Producer>, bool), OpenError> {
         self.move_unknown_ends(report);
-        let mut tables = Tables { segments: segments.collect(), ..Tables::default() };
+        let mut tables = Tables { segments: segments.collect(), tiered: self.tiered, ..Tables::default() };
         for (_, partition) in self.partitions.iter_mut() {
             partition.index.shrink_to_fit();
             tables.index_entries += partition.index.len();
         }
         tables.partitions = self.partitions;
-        self.gaps.into_iter().for_each(|gap| tables.add_gap(gap));
+        for place in named_segments(&self.meta)? {
+            tables.add_cold(*place);
+        }
+        if !self.tiered && !tables.cold.is_empty() {
+            return Err(OpenError::BadConfig("the log has cold segments: open it with a cold tier".to_owned()));
+        }
+        // What is in cold segments is not lost with the WAL they were made from.
+        let flushed = self.meta.get(FLUSHED_KEY).and_then(|value| Flushed::decode(value).ok()).map_or(0, |flushed| flushed.0);
+        self.gaps.into_iter().filter(|(_, sequence)| *sequence > flushed).for_each(|(gap, _)| tables.add_gap(gap));
         tables.trim_all();
         report.gaps =
             tables.gaps.iter().map(|(&(partition, from), &to)| Gap { partition, from, to }).take(GAPS_LISTED_MAX).collect();
@@ -230,7 +311,7 @@ impl Replay {
         let shown = self.producers.iter();
         let shown =
             shown.map(|(key, lane)| (*key, ProducerState { epoch: lane.epoch, next_sequence: lane.next_sequence })).collect();
-        (View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost)
+        Ok((View::new(tables, shown, self.meta, config.tail_cache_bytes), self.producers, self.sequences_lost))
     }
 
     fn move_unknown_ends(&mut self, report: &mut RecoveryReport) {
@@ -247,6 +328,6 @@ impl Replay {
             }
         }
         report.gaps_total += gaps.len() as u64;
-        self.gaps.extend(gaps);
+        self.gaps.extend(gaps.into_iter().map(|gap| (gap, u64::MAX)));
     }
 }

@@ -4,8 +4,10 @@ use super::volume::Segment;
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId, blocks_up};
 use crate::format::BLOCK;
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
+use crate::format::segment::SegmentHeader;
 use crate::format::snapshot::Item;
 use crate::format::superblock::Superblock;
+use crate::report::OpenError;
 
 /// Bytes read at once: several of the largest usual frames, since a frame that is cut off by the window's end is read again.
 const WINDOW: usize = 4 << 20;
@@ -31,6 +33,27 @@ pub(super) struct Found {
     pub(super) payload: Option<Vec<u8>>,
 }
 
+impl Found {
+    /// Header of the segment, as its first readable frame has it.
+    pub(super) fn header_of_segment(&self) -> SegmentHeader {
+        let frame = &self.header;
+        SegmentHeader {
+            volume_id: frame.volume_id,
+            sequence: frame.segment_sequence,
+            epoch: frame.epoch,
+            first_lsn: frame.lsn,
+            prev_crc: frame.prev_crc,
+            durable_lsn: frame.durable_lsn,
+            opened_ms: frame.written_ms,
+        }
+    }
+
+    /// Whether it is where the segment's first frame must be.
+    pub(super) fn is_first(&self) -> bool {
+        self.position == BLOCK as u64
+    }
+}
+
 pub(super) struct Scanner<'a> {
     disk: &'a mut dyn Disk,
     superblock: Superblock,
@@ -39,6 +62,9 @@ pub(super) struct Scanner<'a> {
     /// Of the last good frame: the next one is probably alike.
     frame_bytes: usize,
     pub(super) bytes_read: u64,
+    /// The first frame that only a newer program can read.
+    newer: Option<(u32, u64, frame::Unknown)>,
+    all_payloads: bool,
     /// Frames written to the copy that lacked them.
     pub(super) mended: u64,
     /// Why mending failed for good.
@@ -56,7 +82,30 @@ impl<'a> Scanner<'a> {
     pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
         let window = || Window { bytes: AlignedBuf::zeroed(WINDOW), held: None };
         let windows = (0..disk.copies()).map(|_| window()).collect();
-        Scanner { disk, superblock: *superblock, windows, frame_bytes: 0, bytes_read: 0, mended: 0, failed: None }
+        Scanner {
+            disk,
+            superblock: *superblock,
+            windows,
+            frame_bytes: 0,
+            bytes_read: 0,
+            newer: None,
+            all_payloads: false,
+            mended: 0,
+            failed: None,
+        }
+    }
+
+    /// From now on every verified frame comes with its payload, not only those that recovery looks into.
+    pub(super) fn hand_out_payloads(&mut self) {
+        self.all_payloads = true;
+    }
+
+    /// A frame that this program does not know is no damage: whoever goes on would lose what it holds.
+    pub(super) fn refuse_newer(&self) -> Result<(), OpenError> {
+        match self.newer {
+            Some((file, at, found)) => Err(OpenError::NewerFrame { file, at, found }),
+            None => Ok(()),
+        }
     }
 
     /// `bytes` bytes at `at` of one copy, of which the caller needs all. Reads up to `ahead` bytes.
@@ -151,7 +200,8 @@ impl<'a> Scanner<'a> {
 
     /// Writes a frame to the copy that lacks it, if it is whole.
     fn mend(&mut self, from: usize, to: usize, segment: &Segment, found: &Found) {
-        if self.failed.is_some() || self.intact(from, segment, found.position, true).is_err() {
+        // Nothing is written over what only a newer program can read, nor anywhere else then.
+        if self.failed.is_some() || self.newer.is_some() || self.intact(from, segment, found.position, true).is_err() {
             return;
         }
         let bytes = found.header.frame_bytes();
@@ -173,18 +223,27 @@ impl<'a> Scanner<'a> {
         let first = self.bytes(copy, segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
         let head = self.bytes(copy, segment.file, position, length, ahead)?;
-        let header = frame::decode_header(head)?;
-        let entries = header.directory(head)?;
+        let read = frame::decode_header(head).and_then(|header| Ok((header, header.directory(head)?)));
+        let (header, entries) = match read {
+            Ok(read) => read,
+            Err(reason) => {
+                let unknown = frame::unknown(head, &segment.header.volume_id, segment.header.sequence);
+                self.newer = self.newer.or(unknown.map(|unknown| (segment.file, position, unknown)));
+                return Err(reason.to_owned());
+            }
+        };
         self.belongs(segment, &header)?;
         if position + header.frame_bytes() as u64 > self.superblock.segment_bytes {
             return Err("it reaches beyond the segment".to_owned());
         }
         let mut payload = None;
+        // Of record batches the directory says all that recovery wants to know.
+        let wanted = self.all_payloads
+            || entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Changes | EntryKind::Snapshot));
         if verify {
             let whole = self.bytes(copy, segment.file, position, header.frame_bytes(), ahead)?;
             let stored = header.verified_payload(whole)?;
-            // Of record batches the directory says all that recovery wants to know.
-            if entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Snapshot)) {
+            if wanted {
                 payload = Some(header.raw_payload(stored)?);
             }
         }

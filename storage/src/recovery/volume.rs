@@ -4,8 +4,8 @@ use super::scan::Scanner;
 use crate::config::LogConfig;
 use crate::core::Now;
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId};
-use crate::format::segment::{HeaderBlock, SegmentHeader};
-use crate::format::superblock::{FORMAT_MAJOR, Peer, SLOTS, Slot, Superblock, VolumeState};
+use crate::format::segment::{self, HeaderBlock, SegmentHeader};
+use crate::format::superblock::{FORMAT, Peer, SLOTS, Slot, Superblock, VolumeState};
 use crate::format::{BLOCK, Uuid, uuid_text};
 use crate::report::{OpenError, RecoveryReport};
 
@@ -96,7 +96,7 @@ pub(super) fn read_superblock(disk: &mut dyn Disk, report: &mut RecoveryReport) 
             }
         };
         match decoded {
-            Slot::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+            Slot::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT }),
             Slot::Good(superblock) if best.is_none_or(|best| superblock.generation > best.generation) => best = Some(superblock),
             Slot::Good(_) => {}
             Slot::Empty | Slot::Damaged => report.superblock_damaged = true,
@@ -145,6 +145,10 @@ fn read_headers(disk: &mut dyn Disk, superblock: &Superblock, file: u32) -> Resu
             Some(Err(DiskError::Io { .. } | DiskError::Short { .. })) => HeaderBlock::Damaged,
             Some(Err(error)) => return Err(error.into()),
         };
+        // Before anything is mended.
+        if let HeaderBlock::Newer(found) = header {
+            return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION });
+        }
         headers.push((header, block));
     }
     // With a mirror a header that nobody can believe is damage to one copy; alone it is an error with a name.
@@ -224,7 +228,7 @@ fn sort_file(
                 volume.unfinished.push(file);
             }
         }
-        HeaderBlock::Newer(found) => return Err(OpenError::NewerFormat { found, supported: FORMAT_MAJOR }),
+        HeaderBlock::Newer(_) => unreachable!("refused when the headers were read"),
         // A zero-fill that was cut short; never a file that holds frames, those are whole.
         _ if !whole => volume.unfinished.push(file),
         HeaderBlock::Empty => empty.push(file),
@@ -244,17 +248,8 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
             Some((copy, found)) => {
                 scanner.share_remains(file, copy, &found)?;
                 report.headers_repaired += 1;
-                let frame = found.header;
-                let header = SegmentHeader {
-                    volume_id: frame.volume_id,
-                    sequence: frame.segment_sequence,
-                    epoch: frame.epoch,
-                    first_lsn: frame.lsn,
-                    prev_crc: frame.prev_crc,
-                    durable_lsn: frame.durable_lsn,
-                    opened_ms: frame.written_ms,
-                };
-                volume.segments.push(Segment { file, header, repaired: true, exact: found.position == BLOCK as u64 });
+                let header = found.header_of_segment();
+                volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
             }
             None => volume.spares.push(file),
         }

@@ -61,7 +61,11 @@ impl Client {
                 let partitions: Vec<PartitionId> = (0..self.rng.usize(1..5)).map(|_| self.any_partition(model)).collect();
                 self.plain(model, &partitions, Vec::new())
             }
-            90..96 => {
+            90..92 => {
+                let (id, class) = (self.any_partition(model), ClassId(self.rng.u32(0..3)));
+                self.plain(model, &[PartitionId(0)], vec![PartitionOp::SetClass(id, class)])
+            }
+            92..96 => {
                 let id = PartitionId(self.partition_next);
                 self.partition_next += 1;
                 self.plain(model, &[id], vec![PartitionOp::Open(id)])

@@ -19,14 +19,15 @@ mod pair;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::LogConfig;
+use crate::cold::job::{Job, JobError, Workshop};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{Disk, DiskError};
 use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
-use crate::types::{AppendError, Outcome};
+use crate::types::{AppendError, ClassId, Outcome};
 
 use client::Client;
 use model::Model;
@@ -83,6 +84,14 @@ pub struct Tally {
     pub full: u64,
     /// Resent batches recognised.
     pub resent: u64,
+    /// Cold segments made.
+    pub sorted: u64,
+    /// Cold segments that left by retention or for space.
+    pub expired: u64,
+    /// Bytes of cold segments that were merged.
+    pub merged: u64,
+    /// Jobs of the cold tier that a power cut ended.
+    pub jobs_cut: u64,
     /// Lives that ended with a failed write.
     pub fenced: u64,
     /// Of the acknowledged: on two copies.
@@ -118,6 +127,10 @@ impl Tally {
         self.recycled += other.recycled;
         self.full += other.full;
         self.resent += other.resent;
+        self.sorted += other.sorted;
+        self.expired += other.expired;
+        self.merged += other.merged;
+        self.jobs_cut += other.jobs_cut;
         self.fenced += other.fenced;
         self.two_copies += other.two_copies;
         self.mended += other.mended;
@@ -180,6 +193,14 @@ struct World {
     model: Model,
     client: Client,
     tally: Tally,
+    /// What the sorter has to do.
+    job: Option<Job>,
+    /// It was at work when the power went.
+    dark: bool,
+    policies: Vec<(ClassId, ClassPolicy)>,
+    /// Looks at the disk as each power cut leaves it.
+    #[cfg(test)]
+    after_crash: Option<fn(&SimDisk)>,
 }
 
 /// One opened log.
@@ -204,6 +225,15 @@ impl World {
             index_entries_max: if rng.bool() { 1024 } else { 1 << 20 },
             producers_max: 64,
             accept_fenced: true,
+            cold: (rng.u32(0..3) > 0).then(|| ColdConfig {
+                sort_bytes: rng.u64(1..4) * SEGMENT_BYTES,
+                sort_age: Duration::from_secs(300),
+                sort_memory_bytes: rng.usize(8..100) << 10,
+                wal_bytes_max: rng.u64(4..10) * SEGMENT_BYTES,
+                merge_fan_in: rng.usize(2..5),
+                merged_bytes: rng.u64(50..1000) << 10,
+                ..ColdConfig::default()
+            }),
             ..LogConfig::new("simulated")
         };
         let mut faults = Faults { write_error: 0.002, stall: 0.02, garbage: 0.1, ..Faults::default() };
@@ -217,9 +247,33 @@ impl World {
         if rng.u32(0..4) == 0 {
             disk.files_max = segments as usize + 1;
         }
+        if rng.u32(0..6) == 0 {
+            disk.cold_bytes_max = rng.usize(20..400) << 10;
+        }
+        let policy = |rng: &mut fastrand::Rng| ClassPolicy {
+            retention_ms: (rng.u32(0..4) == 0).then(|| rng.u64(100_000..2_000_000)),
+            retention_bytes: (rng.u32(0..3) == 0).then(|| rng.u64(10..500) << 10),
+            drop_oldest: rng.bool(),
+            ..ClassPolicy::default()
+        };
+        let policies = (0..3).map(|class| (ClassId(class), policy(&mut rng))).collect();
         let model = Model::new(mode == Mode::Damage);
         let client = Client::new(rng.u64(..));
-        World { mode, rng, disk, config, now: Now::default(), model, client, tally: Tally::default() }
+        World {
+            mode,
+            rng,
+            disk,
+            config,
+            now: Now::default(),
+            model,
+            client,
+            tally: Tally::default(),
+            job: None,
+            dark: false,
+            policies,
+            #[cfg(test)]
+            after_crash: None,
+        }
     }
 
     fn history(&mut self) -> Result<(), String> {
@@ -233,12 +287,21 @@ impl World {
             let actions = if self.rng.u32(0..5) == 0 { 0 } else { self.rng.u32(1..120) };
             for _ in 0..actions {
                 self.act(&mut life)?;
+                if self.dark {
+                    break;
+                }
             }
-            if self.rng.u32(0..10) == 0 {
+            if !self.dark && self.rng.u32(0..10) == 0 {
                 life.engine.begin_shutdown();
                 self.settle(&mut life)?;
             }
-            self.tally.recycled += life.engine.view().stats_mut().recycled;
+            {
+                let stats = life.engine.view().stats_mut();
+                self.tally.recycled += stats.recycled;
+                self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
+                self.tally.merged += stats.merged_from_bytes;
+            }
+            self.tally.sorted += life.engine.view().tables().cold.len() as u64;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.crash();
         }
@@ -247,9 +310,15 @@ impl World {
 
     fn crash(&mut self) {
         self.tally.crashes += 1;
+        self.job = None;
+        self.dark = false;
         self.disk.power_cut();
         let fingerprint = self.disk.fingerprint();
         self.tally.note(u64::from(fingerprint));
+        #[cfg(test)]
+        if let Some(after_crash) = self.after_crash {
+            after_crash(&self.disk);
+        }
     }
 
     /// Recovers, perhaps in more than one attempt. `None`: refused by name after damage, which ends the history.
@@ -262,7 +331,10 @@ impl World {
             match recover(&mut self.disk, &self.config, self.now, fresh_ids) {
                 Ok((limits, opening, report)) => {
                     self.disk.writes_until_cut = None;
-                    let engine = Engine::new(limits, opening);
+                    let mut engine = Engine::new(limits, opening);
+                    for (class, policy) in &self.policies {
+                        engine.set_policy(*class, policy.clone());
+                    }
                     let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), self.disk.reader(), report.volume_id));
                     return Ok(Some(Life { engine, reads, report }));
                 }
@@ -285,7 +357,8 @@ impl World {
                 life.engine.submit(append, ticket, &mut out);
                 self.deliver(out)?;
             }
-            70..95 => self.now.monotonic += Duration::from_micros(self.rng.u64(0..400)),
+            70..74 => self.work(life, true)?,
+            74..95 => self.now.monotonic += Duration::from_micros(self.rng.u64(0..400)),
             95..98 => self.now.monotonic += Duration::from_millis(self.rng.u64(0..60)),
             98 => {
                 self.now.monotonic += Duration::from_secs(2);
@@ -296,8 +369,38 @@ impl World {
                     // Somebody frees space, or takes it.
                     self.disk.files_max = self.rng.usize(2..12);
                 }
+                if self.disk.cold_bytes_max < usize::MAX {
+                    self.disk.cold_bytes_max = self.rng.usize(20..2000) << 10;
+                }
             }
         }
+        self.pump(life)
+    }
+
+    /// The sorter does what it was asked for, unless the power goes meanwhile.
+    fn work(&mut self, life: &mut Life, may_cut: bool) -> Result<(), String> {
+        let Some(job) = self.job.take() else { return Ok(()) };
+        let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
+        let mut store = self.disk.cold(cut);
+        let view = Arc::clone(life.engine.view());
+        let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
+        let mut shop = Workshop {
+            store: &mut store,
+            view: &view,
+            log_id: life.report.volume_id,
+            sort_memory_bytes,
+            now_ms: self.now.wall_ms,
+        };
+        let result = shop.run(&job);
+        if matches!(result, Err(JobError::Disk(DiskError::Closed { .. }))) {
+            self.dark = true;
+            self.tally.jobs_cut += 1;
+            return Ok(());
+        }
+        if let Job::Remove { numbers } = &job {
+            numbers.iter().for_each(|number| life.reads.forget_cold(*number));
+        }
+        life.engine.job_done(result);
         self.pump(life)
     }
 
@@ -324,6 +427,7 @@ impl World {
             if life.engine.is_closed() {
                 return Ok(());
             }
+            self.work(life, false)?;
             let due = self.disk.next_due().or(life.engine.next_wake());
             self.now.monotonic = self.now.monotonic.max(due.unwrap_or(self.now.monotonic + Duration::from_millis(1)));
             self.pump(life)?;
@@ -335,6 +439,12 @@ impl World {
         for (id, op) in out.ops {
             self.tally.note(id);
             self.disk.submit(id, op);
+        }
+        for job in out.jobs {
+            self.tally.note(42);
+            if self.job.replace(job).is_some() {
+                return Err("a second job was handed out".to_owned());
+            }
         }
         for (ticket, outcome) in out.outcomes {
             self.tally.note(ticket as u64 ^ outcome_hash(&outcome));

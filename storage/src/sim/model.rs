@@ -88,6 +88,7 @@ impl Model {
             match op {
                 PartitionOp::Open(id) => self.believed.insert(*id),
                 PartitionOp::Drop(id) => self.believed.remove(id),
+                PartitionOp::RaiseStart(..) | PartitionOp::SetClass(..) => true,
             };
         }
         self.pending.push_back(self.attempts.len());
@@ -148,6 +149,7 @@ impl Model {
                 match op {
                     PartitionOp::Open(id) => self.believed.insert(*id),
                     PartitionOp::Drop(id) => self.believed.remove(id),
+                    PartitionOp::RaiseStart(..) | PartitionOp::SetClass(..) => true,
                 };
             }
         }
@@ -412,11 +414,12 @@ impl Model {
         let producers = engine.view().producers();
         if self.damage_allowed {
             // What damage took is taken from the model, too.
-            self.meta = meta.clone();
+            self.meta = meta.iter().filter(|(key, _)| key.first() != Some(&0)).map(|(k, v)| (k.clone(), v.clone())).collect();
             self.lanes = producers.iter().map(|(key, state)| (*key, state.next_sequence)).collect();
             return Ok(());
         }
-        if *meta != self.meta {
+        let own = |key: &Vec<u8>| key.first() == Some(&0);
+        if !meta.iter().filter(|(key, _)| !own(key)).eq(&self.meta) {
             return Err("the metadata is not what was acknowledged".to_owned());
         }
         let lanes: BTreeMap<ProducerKey, u64> = producers.iter().map(|(key, state)| (*key, state.next_sequence)).collect();

@@ -103,6 +103,8 @@ enum Profile {
     Latency,
     /// The log engine alone, without network or broker: waiting producers, then recovery
     Storage,
+    /// The cold tier: what it costs producers, what it writes, how fast it is read back
+    Cold,
     /// A plugin over batches on one core, without network and disk
     Pipeline,
     /// Many partitions: --batch 10 records to each in turn, then a SIGKILL and a restart
@@ -144,6 +146,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let report = match args.profile {
         Profile::Disk | Profile::Quic => floors::alone(&args, &dir).await?,
         Profile::Storage => storage::run(&args, &dir).await?,
+        Profile::Cold => storage::cold(&args, &dir).await?,
         Profile::Pipeline => plugin::alone(plugin, load(&args)).await?,
         Profile::Streams | Profile::Connections | Profile::Idle if args.remote => {
             return Err(Failure::usage(
@@ -168,7 +171,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
 
 fn load(args: &BenchArgs) -> Load {
     let latency = args.profile == Profile::Latency;
-    let storage = args.profile == Profile::Storage;
+    let storage = matches!(args.profile, Profile::Storage | Profile::Cold);
     Load {
         topic: format!("bench-{:08x}", fastrand::u32(..)),
         partitions: args.partitions,
@@ -177,6 +180,7 @@ fn load(args: &BenchArgs) -> Load {
         record_bytes: args.record_size as usize,
         batch_records: args.batch.unwrap_or(match args.profile {
             Profile::Latency | Profile::Storage => 1,
+            Profile::Cold => 10,
             Profile::Streams => 10,
             Profile::Pipeline => 1000,
             _ => 256,

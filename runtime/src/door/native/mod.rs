@@ -115,7 +115,7 @@ impl NativeDoor {
         for socket in sockets {
             let door = door.clone();
             let serve = move |endpoint| serve(endpoint, door);
-            let started = IngestThread::start(socket, endpoint.clone(), id_key, server.clone(), serve);
+            let started = IngestThread::start(socket, endpoint.clone(), id_key.clone(), server.clone(), serve);
             threads.push(started.map_err(|source| DoorError::Listen { listen: listen.clone(), source })?);
         }
         let address = match threads.first() {

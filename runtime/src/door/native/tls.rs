@@ -92,13 +92,12 @@ fn tls_config(config: &QuicConfig) -> Result<ServerConfig, TlsError> {
 
 /// Keys that outlive the process, derived from the server's private key: so a node that was killed and started again can tell the
 /// clients of its former life, by QUIC's stateless reset, that their connections are gone. Otherwise they would wait for
-/// their idle timeout before they reconnect. The number is the key of connection ids.
-pub(super) fn endpoint_config(config: &QuicConfig) -> Result<(EndpointConfig, u64), TlsError> {
+/// their idle timeout before they reconnect. The second one is the key of connection ids.
+pub(super) fn endpoint_config(config: &QuicConfig) -> Result<(EndpointConfig, hmac::Key), TlsError> {
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| file("quic.key", &config.key, &error))?;
     let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, b"weir/1 stateless reset").as_ref());
-    let tag = hmac::sign(&secret, b"weir/1 connection ids");
-    let id_key = tag.as_ref().iter().take(8).fold(0u64, |key, byte| key << 8 | u64::from(*byte));
+    let id_key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, b"weir/1 connection ids").as_ref());
     Ok((EndpointConfig::new(Arc::new(reset_key)), id_key))
 }
 

@@ -1,0 +1,354 @@
+//! The work of the cold tier: what the engine asks for, done on the sorter's thread over a [`ColdStore`], and what came of it.
+//!
+//! A job changes nothing that readers or recovery believe in: it makes files that no manifest names yet, or removes files that
+//! none names any more. The engine decides, and writes the manifest. So a job may be cut off anywhere and begun again.
+//!
+//! Sorting reads each WAL byte once and writes each record once, compressed. Memory: the records of one cold segment, which is
+//! what bounds its size.
+
+use std::collections::BTreeMap;
+
+use super::manifest::ManifestEntry;
+use super::wal::{WalFrame, WalScan, WalSegment};
+use super::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
+use crate::disk::{ColdStore, DiskError, FileId};
+use crate::format::frame::EntryKind;
+use crate::format::{BLOCK, Uuid};
+use crate::types::{ClassId, PartitionId};
+use crate::view::{ColdPlace, View};
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Remove what no manifest names; say what is named and missing.
+    Clean {
+        /// Numbers in the manifest.
+        named: Vec<u32>,
+    },
+    /// Make cold segments of these WAL segments.
+    Sort {
+        /// In order.
+        segments: Vec<WalSegment>,
+        /// Number of the first cold segment to make.
+        number: u32,
+    },
+    /// Make one cold segment of several that follow one another and share a class.
+    Merge {
+        /// In order of their frames.
+        inputs: Vec<ColdPlace>,
+        /// Number of the segment to make.
+        number: u32,
+        /// Keep only the last value of each key; the inputs are then all that the class has.
+        compact: Option<Compact>,
+    },
+    /// Say where the partitions of a cold segment end in it.
+    Spans {
+        /// Which.
+        place: ColdPlace,
+    },
+    /// Remove the files of cold segments that are out of the manifest.
+    Remove {
+        /// Their numbers.
+        numbers: Vec<u32>,
+    },
+}
+
+/// How a class is compacted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compact {
+    /// How long a tombstone can be read.
+    pub delete_retention_ms: u64,
+    /// Batches whose newest record is older go as well.
+    pub retention_ms: Option<u64>,
+    /// Memory for the keys of one partition.
+    pub key_map_bytes_max: usize,
+    /// Up to where partitions are compacted, where the last time the map was too small.
+    pub clean_to: BTreeMap<PartitionId, i64>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Named segments whose file is missing.
+    Cleaned {
+        /// Their numbers.
+        missing: Vec<u32>,
+    },
+    /// New cold segments, durable but not named yet.
+    Made {
+        /// With their numbers.
+        segments: Vec<(u32, ManifestEntry)>,
+        /// Stretches of the input that were damaged.
+        damaged: u64,
+        /// Bytes read.
+        read_bytes: u64,
+    },
+    /// One segment in the place of several; none where nothing of them is left.
+    Merged {
+        /// With its number.
+        segment: Option<(u32, ManifestEntry)>,
+        /// Bytes read.
+        read_bytes: u64,
+        /// Partitions that want another pass, and from where.
+        clean_to: BTreeMap<PartitionId, i64>,
+        /// Records left out by compaction.
+        records_removed: u64,
+    },
+    /// One past the last offset of each partition of the segment; empty where that cannot be read any more.
+    Spans {
+        /// In order.
+        ends: Vec<(PartitionId, i64)>,
+    },
+    /// The files are gone.
+    Removed,
+}
+
+/// Why a job failed; it may be tried again.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JobError {
+    /// The disk said no.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A cold segment is damaged: it stays as it is, for nothing may be made of it.
+    #[error(transparent)]
+    Cold(#[from] ColdError),
+    /// Two cold segments hold the same offsets.
+    #[error("{0}")]
+    Overlap(String),
+    /// A partition has records in between that are in a segment of another class: merged, its offsets would no longer rise from
+    /// segment to segment.
+    #[error("cold segments {before} and {after} have a partition whose records in between are elsewhere")]
+    Apart {
+        /// Number of the segment before the hole.
+        before: u32,
+        /// And behind it.
+        after: u32,
+    },
+}
+
+impl JobError {
+    /// Whether space set free is the cure.
+    pub fn is_full(&self) -> bool {
+        match self {
+            JobError::Disk(error) => error.is_full(),
+            JobError::Cold(_) | JobError::Overlap(_) | JobError::Apart { .. } => false,
+        }
+    }
+}
+
+/// What all jobs know.
+pub struct Workshop<'a> {
+    /// The files.
+    pub store: &'a mut dyn ColdStore,
+    /// Which partitions there are, and where they start.
+    pub view: &'a View,
+    /// Which log.
+    pub log_id: Uuid,
+    /// Records held in memory while sorting.
+    pub sort_memory_bytes: usize,
+    /// Unix time.
+    pub now_ms: u64,
+}
+
+impl Workshop<'_> {
+    /// Does a job.
+    pub fn run(&mut self, job: &Job) -> Result<Done, JobError> {
+        match job {
+            Job::Clean { named } => self.clean(named),
+            Job::Sort { segments, number } => self.sort(segments, *number),
+            Job::Merge { inputs, number, compact } => super::rewrite::merge(self, inputs, *number, compact.as_ref()),
+            Job::Spans { place } => self.spans(place),
+            Job::Remove { numbers } => {
+                for number in numbers {
+                    self.store.remove(FileId::Cold(*number))?;
+                }
+                Ok(Done::Removed)
+            }
+        }
+    }
+
+    fn clean(&mut self, named: &[u32]) -> Result<Done, JobError> {
+        let mut found = Vec::new();
+        for file in self.store.list()? {
+            match file {
+                FileId::Cold(number) if named.contains(&number) => found.push(number),
+                file => self.store.remove(file)?,
+            }
+        }
+        Ok(Done::Cleaned { missing: named.iter().copied().filter(|number| !found.contains(number)).collect() })
+    }
+
+    fn spans(&mut self, place: &ColdPlace) -> Result<Done, JobError> {
+        let ends = match self.read_spans(place) {
+            Ok(ends) => ends,
+            // Whoever reads there meets a gap; that must not keep the rest of the disk from being freed.
+            Err(JobError::Cold(error)) => {
+                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
+                Vec::new()
+            }
+            Err(JobError::Disk(error @ (DiskError::Io { .. } | DiskError::Missing { .. } | DiskError::Short { .. }))) => {
+                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Done::Spans { ends })
+    }
+
+    fn read_spans(&mut self, place: &ColdPlace) -> Result<Vec<(PartitionId, i64)>, JobError> {
+        let index = open_index(self.store, place)?;
+        let mut ends = Vec::with_capacity(place.entry.partitions as usize);
+        each_span(self.store, place, &index, |span| ends.push((span.partition, span.next_offset)))?;
+        Ok(ends)
+    }
+
+    fn sort(&mut self, segments: &[WalSegment], number: u32) -> Result<Done, JobError> {
+        let mut made = Vec::new();
+        let mut chunk = Chunk::default();
+        let (mut damaged, mut read_bytes) = (0, 0);
+        for segment in segments {
+            let mut scan = WalScan::new(*segment, self.log_id);
+            while let Some(frame) = scan.next(self.store)? {
+                read_bytes += frame.header.frame_bytes() as u64;
+                chunk.add(&frame);
+                if chunk.bytes >= self.sort_memory_bytes {
+                    self.write_chunk(std::mem::take(&mut chunk), number, &mut made)?;
+                }
+            }
+            damaged += scan.damaged;
+        }
+        self.write_chunk(chunk, number, &mut made)?;
+        Ok(Done::Made { segments: made, damaged, read_bytes })
+    }
+
+    /// One cold segment a class.
+    fn write_chunk(&mut self, chunk: Chunk, first_number: u32, made: &mut Vec<(u32, ManifestEntry)>) -> Result<(), JobError> {
+        let Chunk { entries, first_lsn, last_lsn, .. } = chunk;
+        let mut sorted = self.classify(entries);
+        sorted.sort_unstable_by_key(|(class, entry)| (*class, entry.partition, entry.base_offset));
+        let mut rest = &sorted[..];
+        while let Some((class, _)) = rest.first() {
+            let (run, others) = rest.split_at(rest.partition_point(|(other, _)| other <= class));
+            rest = others;
+            let number = first_number + made.len() as u32;
+            let head = self.head(number, *class, first_lsn, last_lsn);
+            let mut file = NewFile::create(self.store, head)?;
+            for (_, entry) in run {
+                file.push(self.store, entry)?;
+            }
+            made.push((number, file.finish(self.store)?));
+        }
+        Ok(())
+    }
+
+    fn head(&self, number: u32, class: ClassId, first_lsn: u64, last_lsn: u64) -> SegmentHead {
+        SegmentHead {
+            log_id: self.log_id,
+            number,
+            class: class.0,
+            first_lsn,
+            last_lsn,
+            created_ms: self.now_ms,
+            compacted: false,
+            promoted: false,
+        }
+    }
+
+    /// Leaves out what nobody can read any more: partitions that were dropped, records below the start of theirs.
+    fn classify(&self, entries: Vec<ColdEntry>) -> Vec<(ClassId, ColdEntry)> {
+        let tables = self.view.tables();
+        let classify = |entry: ColdEntry| {
+            let partition = tables.partitions.get(entry.partition)?;
+            (entry.next_offset > partition.start).then_some((partition.class, entry))
+        };
+        entries.into_iter().filter_map(classify).collect()
+    }
+}
+
+/// Reads all partition pages of a segment.
+pub(super) fn each_span(
+    store: &mut dyn ColdStore,
+    place: &ColdPlace,
+    index: &ColdIndex,
+    mut each: impl FnMut(&PartitionSpan),
+) -> Result<(), JobError> {
+    for page in index.pages() {
+        let stored = store.read(FileId::Cold(place.number), page.at, page.bytes as usize)?;
+        decode_page(place.number, page, stored)?.iter().for_each(&mut each);
+    }
+    Ok(())
+}
+
+/// What the footer of a segment leads to.
+pub(super) fn open_index(store: &mut dyn ColdStore, place: &ColdPlace) -> Result<ColdIndex, JobError> {
+    let (file, bytes) = (FileId::Cold(place.number), place.entry.file_bytes);
+    let footer = store.read(file, ColdIndex::footer_at(bytes), BLOCK)?;
+    let footer = Footer::decode(place.number, bytes, &footer)?;
+    let index = store.read(file, footer.index_at, footer.index_bytes as usize)?;
+    Ok(ColdIndex::decode(&footer, &index)?)
+}
+
+/// Records on their way from WAL frames to a cold segment.
+#[derive(Default)]
+struct Chunk {
+    entries: Vec<ColdEntry>,
+    /// Memory held.
+    bytes: usize,
+    first_lsn: u64,
+    last_lsn: u64,
+}
+
+impl Chunk {
+    fn add(&mut self, frame: &WalFrame) {
+        if self.entries.is_empty() {
+            self.first_lsn = frame.header.lsn;
+        }
+        let before = self.entries.len();
+        for entry in frame.entries.iter().filter(|entry| entry.kind == EntryKind::Batches) {
+            self.entries.push(ColdEntry {
+                partition: PartitionId(entry.partition),
+                base_offset: entry.base_offset,
+                next_offset: entry.next_offset(),
+                max_timestamp: entry.max_timestamp,
+                batches: frame.payload.slice(entry.range()),
+            });
+        }
+        if self.entries.len() > before {
+            self.last_lsn = frame.header.lsn;
+            self.bytes += frame.payload.len() + (self.entries.len() - before) * size_of::<ColdEntry>();
+        }
+    }
+}
+
+/// A cold segment that is being written.
+pub(super) struct NewFile {
+    file: FileId,
+    head: SegmentHead,
+    writer: SegmentWriter,
+}
+
+impl NewFile {
+    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead) -> Result<NewFile, DiskError> {
+        let file = FileId::Cold(head.number);
+        store.create(file)?;
+        Ok(NewFile { file, writer: SegmentWriter::new(head), head })
+    }
+
+    pub(super) fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {
+        self.writer.push(entry);
+        while let Some((at, data)) = self.writer.take_ready() {
+            store.write(self.file, at, data)?;
+        }
+        Ok(())
+    }
+
+    /// Durable when it returns.
+    pub(super) fn finish(self, store: &mut dyn ColdStore) -> Result<ManifestEntry, DiskError> {
+        let (rest, summary) = self.writer.finish();
+        for (at, data) in rest {
+            store.write(self.file, at, data)?;
+        }
+        store.seal(self.file)?;
+        Ok(ManifestEntry::new(&self.head, &summary, 0))
+    }
+}

@@ -1,0 +1,269 @@
+//! Which cold segments there are: keys and values in the log's metadata. A frame's CRC vouches for them, so they have none.
+
+use super::header::{flags, flags_of};
+use super::{ColdSummary, SegmentHead};
+use crate::format::{i64_at, put, u32_at, u64_at};
+
+/// Key of [`Flushed`].
+pub const FLUSHED_KEY: &[u8] = b"\0flushed";
+/// Key of [`NextNumber`].
+pub const NUMBER_KEY: &[u8] = b"\0number";
+
+const COLD_PREFIX: &[u8; 6] = b"\0cold/";
+const COLD_KEY_BYTES: usize = COLD_PREFIX.len() + 4;
+const VERSION: u8 = 1;
+const ENTRY_BYTES: usize = 88;
+const FLUSHED_BYTES: usize = 16;
+const NUMBER_BYTES: usize = 8;
+
+/// What is wrong with a value of the manifest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Written by a newer version.
+    #[error("the manifest's {key} has version {found}, this program reads {VERSION}: start the newer weir that wrote it")]
+    Newer {
+        /// Its key, printable.
+        key: String,
+        /// Version that stands there.
+        found: u8,
+    },
+    /// Nothing of ours looks like this.
+    #[error("the manifest's {key} makes no sense ({reason}): run `weir check`")]
+    Malformed {
+        /// Its key, printable.
+        key: String,
+        /// What does not fit.
+        reason: &'static str,
+    },
+}
+
+/// Key of a cold segment; keys sort like their numbers.
+pub fn cold_key(number: u32) -> [u8; COLD_KEY_BYTES] {
+    let mut key = [0; COLD_KEY_BYTES];
+    put(&mut key, 0, COLD_PREFIX);
+    put(&mut key, COLD_PREFIX.len(), &number.to_be_bytes());
+    key
+}
+
+/// The number in a cold segment's key; `None` for any other key.
+pub fn parse_cold_key(key: &[u8]) -> Option<u32> {
+    let number: [u8; 4] = key.strip_prefix(COLD_PREFIX)?.try_into().ok()?;
+    Some(u32::from_be_bytes(number))
+}
+
+/// A cold segment that counts: its files exist, are whole, and were made durable before this was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ManifestEntry {
+    /// Whether it is the index of a WAL segment.
+    pub promoted: bool,
+    /// Whether offsets may be missing.
+    pub compacted: bool,
+    /// How many volumes hold it: 1 or 2.
+    pub copies: u8,
+    /// The volumes; the second counts where there are two copies.
+    pub volumes: [u8; 2],
+    /// Retention class of its partitions.
+    pub class: u32,
+    /// Oldest frame that records in it may come from.
+    pub first_lsn: u64,
+    /// Youngest.
+    pub last_lsn: u64,
+    /// Smallest `max_timestamp` of an entry, ms.
+    pub min_timestamp: i64,
+    /// Highest, ms.
+    pub max_timestamp: i64,
+    /// Of its `.cold` file.
+    pub file_bytes: u64,
+    /// Of the batches before compression.
+    pub batch_bytes: u64,
+    /// Records.
+    pub records: u64,
+    /// Partitions.
+    pub partitions: u32,
+    /// Blocks, or index entries.
+    pub blocks: u32,
+    /// When it was made, Unix time.
+    pub created_ms: u64,
+}
+
+impl ManifestEntry {
+    /// Of a finished segment with one copy.
+    pub fn new(head: &SegmentHead, summary: &ColdSummary, volume: u8) -> ManifestEntry {
+        ManifestEntry {
+            promoted: head.promoted,
+            compacted: head.compacted,
+            copies: 1,
+            volumes: [volume, 0],
+            class: head.class,
+            first_lsn: head.first_lsn,
+            last_lsn: head.last_lsn,
+            min_timestamp: summary.min_timestamp,
+            max_timestamp: summary.max_timestamp,
+            file_bytes: summary.file_bytes,
+            batch_bytes: summary.batch_bytes,
+            records: summary.records,
+            partitions: summary.partitions,
+            blocks: summary.blocks,
+            created_ms: head.created_ms,
+        }
+    }
+
+    /// Into a value.
+    pub fn encode(&self) -> [u8; ENTRY_BYTES] {
+        assert!(matches!(self.copies, 1 | 2), "a segment has one copy or two");
+        let mut value = [0; ENTRY_BYTES];
+        value[0] = VERSION;
+        value[1] = flags(self.promoted, self.compacted) as u8;
+        value[2] = self.copies;
+        put(&mut value, 3, &self.volumes);
+        put(&mut value, 8, &self.class.to_le_bytes());
+        put(&mut value, 16, &self.first_lsn.to_le_bytes());
+        put(&mut value, 24, &self.last_lsn.to_le_bytes());
+        put(&mut value, 32, &self.min_timestamp.to_le_bytes());
+        put(&mut value, 40, &self.max_timestamp.to_le_bytes());
+        put(&mut value, 48, &self.file_bytes.to_le_bytes());
+        put(&mut value, 56, &self.batch_bytes.to_le_bytes());
+        put(&mut value, 64, &self.records.to_le_bytes());
+        put(&mut value, 72, &self.partitions.to_le_bytes());
+        put(&mut value, 76, &self.blocks.to_le_bytes());
+        put(&mut value, 80, &self.created_ms.to_le_bytes());
+        value
+    }
+
+    /// The value of segment `number`.
+    pub fn decode(number: u32, value: &[u8]) -> Result<ManifestEntry, ManifestError> {
+        let key = || format!("cold/{number}");
+        check(value, ENTRY_BYTES, key)?;
+        let (promoted, compacted) = flags_of(value[1]);
+        let copies = value[2];
+        if !matches!(copies, 1 | 2) {
+            return Err(ManifestError::Malformed { key: key(), reason: "it has neither one copy nor two" });
+        }
+        Ok(ManifestEntry {
+            promoted,
+            compacted,
+            copies,
+            volumes: [value[3], value[4]],
+            class: u32_at(value, 8),
+            first_lsn: u64_at(value, 16),
+            last_lsn: u64_at(value, 24),
+            min_timestamp: i64_at(value, 32),
+            max_timestamp: i64_at(value, 40),
+            file_bytes: u64_at(value, 48),
+            batch_bytes: u64_at(value, 56),
+            records: u64_at(value, 64),
+            partitions: u32_at(value, 72),
+            blocks: u32_at(value, 76),
+            created_ms: u64_at(value, 80),
+        })
+    }
+}
+
+/// Every WAL segment up to this sequence is in cold segments, or held nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flushed(pub u64);
+
+impl Flushed {
+    /// Into the value of [`FLUSHED_KEY`].
+    pub fn encode(self) -> [u8; FLUSHED_BYTES] {
+        let mut value = [0; FLUSHED_BYTES];
+        value[0] = VERSION;
+        put(&mut value, 8, &self.0.to_le_bytes());
+        value
+    }
+
+    /// From that value.
+    pub fn decode(value: &[u8]) -> Result<Flushed, ManifestError> {
+        check(value, FLUSHED_BYTES, || "flushed".into())?;
+        Ok(Flushed(u64_at(value, 8)))
+    }
+}
+
+/// The number that the next cold segment gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextNumber(pub u32);
+
+impl NextNumber {
+    /// Into the value of [`NUMBER_KEY`].
+    pub fn encode(self) -> [u8; NUMBER_BYTES] {
+        let mut value = [0; NUMBER_BYTES];
+        value[0] = VERSION;
+        put(&mut value, 4, &self.0.to_le_bytes());
+        value
+    }
+
+    /// From that value.
+    pub fn decode(value: &[u8]) -> Result<NextNumber, ManifestError> {
+        check(value, NUMBER_BYTES, || "number".into())?;
+        Ok(NextNumber(u32_at(value, 4)))
+    }
+}
+
+fn check(value: &[u8], bytes: usize, key: impl Fn() -> String) -> Result<(), ManifestError> {
+    match value.first() {
+        None => Err(ManifestError::Malformed { key: key(), reason: "it is empty" }),
+        Some(&found) if found > VERSION => Err(ManifestError::Newer { key: key(), found }),
+        Some(&VERSION) if value.len() == bytes => Ok(()),
+        Some(_) => Err(ManifestError::Malformed { key: key(), reason: "its length or version is wrong" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry(flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) -> ManifestEntry {
+        ManifestEntry {
+            promoted: flags[0],
+            compacted: flags[1],
+            copies: 1 + u8::from(small.1),
+            volumes: small.0,
+            class: counts[0],
+            first_lsn: numbers[0],
+            last_lsn: numbers[1],
+            min_timestamp: numbers[2].cast_signed(),
+            max_timestamp: numbers[3].cast_signed(),
+            file_bytes: numbers[4],
+            batch_bytes: numbers[5],
+            records: numbers[6],
+            partitions: counts[1],
+            blocks: counts[2],
+            created_ms: numbers[7],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(number: u32, flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) {
+            let entry = entry(flags, small, numbers, counts);
+            prop_assert_eq!(ManifestEntry::decode(number, &entry.encode()), Ok(entry));
+            prop_assert_eq!(parse_cold_key(&cold_key(number)), Some(number));
+            prop_assert_eq!(Flushed::decode(&Flushed(numbers[0]).encode()), Ok(Flushed(numbers[0])));
+            prop_assert_eq!(NextNumber::decode(&NextNumber(number).encode()), Ok(NextNumber(number)));
+        }
+
+        #[test]
+        fn arbitrary_values_never_panic(value in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = (ManifestEntry::decode(1, &value), Flushed::decode(&value), NextNumber::decode(&value), parse_cold_key(&value));
+        }
+    }
+
+    #[test]
+    fn keys_sort_like_their_numbers_and_only_they_are_taken_for_segments() {
+        assert!(cold_key(255) < cold_key(256) && cold_key(0xffff) < cold_key(0x1_0000));
+        for other in [FLUSHED_KEY, NUMBER_KEY, b"\0cold/", b"\0cold/12345", b"cold/1234"] {
+            assert_eq!(parse_cold_key(other), None);
+        }
+    }
+
+    #[test]
+    fn a_newer_value_is_told_from_a_malformed_one() {
+        let mut value = Flushed(7).encode();
+        value[0] = 2;
+        assert_eq!(Flushed::decode(&value), Err(ManifestError::Newer { key: "flushed".into(), found: 2 }));
+        value[0] = 0;
+        assert!(matches!(Flushed::decode(&value), Err(ManifestError::Malformed { .. })));
+        assert!(matches!(Flushed::decode(&Flushed(7).encode()[..15]), Err(ManifestError::Malformed { .. })));
+    }
+}

@@ -1,0 +1,519 @@
+//! Reads of cold segments: which segment holds an offset, which block, and then few, large requests.
+//!
+//! A partition's offsets rise from segment to segment, so the segment is found by halving; a segment says what it has of a
+//! partition on one small page. A consumer that goes on where it stopped is spared that ([`Hint`]). Blocks of one partition adjoin
+//! in the file and are fetched together. What was damaged or is missing is passed over and named as a gap, never silently.
+//!
+//! Memory: the indexes of recently used segments, their pages and blocks, each bounded by bytes.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Block, ColdEntry, ColdIndex, Footer, PartitionSpan, decode_block, decode_page};
+use crate::batches;
+use crate::disk::{DiskRead, FileId, Reader};
+use crate::format::BLOCK;
+use crate::types::{PartitionId, ReadChunk, ReadError, ReadRequest};
+use crate::view::{ColdPlace, Tables, View};
+
+/// Indexes in memory: forty bytes a block.
+const INDEX_CACHE_BYTES: usize = 32 << 20;
+/// Decompressed blocks, for consumers that stop in the middle of one and for thin partitions that share one.
+const BLOCK_CACHE_BYTES: usize = 16 << 20;
+const PAGE_CACHE_BYTES: usize = 8 << 20;
+/// Partitions whose last place is remembered.
+const HINTS_MAX: usize = 16 << 10;
+/// One request for blocks.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// A segment's last bytes: footer, and as a rule the index before it.
+const END_BYTES: usize = 64 << 10;
+
+/// Why a part of a segment could not be had.
+#[derive(Debug)]
+enum Miss {
+    /// Damaged, or its file is gone: what it holds is lost to this read.
+    Lost,
+    /// The read may be tried again.
+    Later(ReadError),
+}
+
+/// What a read of the cold tier came to.
+pub(crate) enum Answer {
+    /// Batches, or an error.
+    Done(Result<ReadChunk, ReadError>),
+    /// There is nothing more up to this offset, from which on the WAL has it.
+    GoOnAt(i64),
+}
+
+/// Where a consumer stopped.
+#[derive(Clone, Copy, Debug)]
+struct Hint {
+    offset: i64,
+    segment: u32,
+}
+
+/// The way to cold segments.
+pub(crate) struct ColdReads {
+    view: Arc<View>,
+    reader: Arc<dyn Reader>,
+    indexes: Mutex<Cache<u32, ColdIndex>>,
+    pages: Mutex<Cache<(u32, u32), Vec<PartitionSpan>>>,
+    blocks: Mutex<Cache<(u32, u32), Block>>,
+    hints: Mutex<HashMap<PartitionId, Hint>>,
+}
+
+/// A read under way.
+struct Catch {
+    request: ReadRequest,
+    offset: i64,
+    high_watermark: i64,
+    /// First offset that the WAL has.
+    wal_start: i64,
+    /// Where a known gap begins.
+    stop_at: i64,
+    batches: Vec<Bytes>,
+    bytes: usize,
+    /// Its class now.
+    class: u32,
+    /// Something on the way was damaged, so a hole is a loss.
+    lost: bool,
+    /// Segments that are of no more use to this read.
+    passed: Vec<u32>,
+    /// The last segment that was read may lack offsets.
+    ended_compacted: bool,
+}
+
+enum Step {
+    More,
+    Full,
+    /// A hole up to this offset, where there should be none.
+    Gap(i64),
+}
+
+impl Catch {
+    fn begin(tables: &Tables, request: &ReadRequest) -> Option<Catch> {
+        let partition = tables.partitions.get(request.partition)?;
+        let wal_start = partition.wal_start(tables.first_sequence());
+        let (offset, high_watermark) = (request.offset, partition.next);
+        let stop_at = tables.next_gap(request.partition, offset).unwrap_or(high_watermark).min(wal_start);
+        Some(Catch {
+            request: *request,
+            offset,
+            high_watermark,
+            wal_start,
+            stop_at,
+            batches: Vec::new(),
+            bytes: 0,
+            class: partition.class.0,
+            lost: false,
+            passed: Vec::new(),
+            ended_compacted: false,
+        })
+    }
+
+    /// This segment is of no more use; what it may have had is lost to this read.
+    fn pass_over(&mut self, number: u32) {
+        self.lost = true;
+        self.passed.push(number);
+    }
+
+    /// Takes what a run has for this read. `holes`: offsets may be missing.
+    fn add(&mut self, run: &ColdEntry, holes: bool) -> Step {
+        if run.partition != self.request.partition || run.next_offset <= self.offset {
+            return Step::More;
+        }
+        if run.base_offset > self.offset && (!holes || self.lost) {
+            return if self.batches.is_empty() { Step::Gap(run.base_offset) } else { Step::Full };
+        }
+        for span in batches::split(&run.batches).flatten() {
+            let batch = run.batches.slice(span.at..span.at + span.bytes);
+            let next = batches::base_offset(&batch) + i64::from(span.offsets);
+            if next <= self.offset {
+                continue;
+            }
+            let full = !self.batches.is_empty() && self.bytes + batch.len() > self.request.bytes_max;
+            if full || self.offset >= self.stop_at {
+                return Step::Full;
+            }
+            self.bytes += batch.len();
+            self.offset = next;
+            self.batches.push(batch);
+        }
+        if self.bytes >= self.request.bytes_max { Step::Full } else { Step::More }
+    }
+
+    fn chunk(self) -> Answer {
+        Answer::Done(Ok(ReadChunk { batches: self.batches, next_offset: self.offset, high_watermark: self.high_watermark }))
+    }
+}
+
+impl ColdReads {
+    pub(crate) fn new(view: Arc<View>, reader: Arc<dyn Reader>) -> ColdReads {
+        ColdReads {
+            view,
+            reader,
+            indexes: Mutex::new(Cache::new(INDEX_CACHE_BYTES)),
+            pages: Mutex::new(Cache::new(PAGE_CACHE_BYTES)),
+            blocks: Mutex::new(Cache::new(BLOCK_CACHE_BYTES)),
+            hints: Mutex::default(),
+        }
+    }
+
+    /// Reads what lies before the WAL.
+    pub(crate) async fn read(&self, request: &ReadRequest) -> Answer {
+        let (catch, segments) = {
+            let tables = self.view.tables();
+            (Catch::begin(&tables, request), Arc::clone(&tables.cold))
+        };
+        let Some(catch) = catch else { return Answer::Done(Err(ReadError::UnknownPartition)) };
+        match self.catch_up(catch, &segments).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Done(Err(error)),
+        }
+    }
+
+    async fn catch_up(&self, mut catch: Catch, segments: &[Arc<ColdPlace>]) -> Result<Answer, ReadError> {
+        let partition = catch.request.partition;
+        while let Some(place) = self.segment_for(segments, &mut catch).await? {
+            let (before, holes) = (catch.offset, place.entry.compacted);
+            match self.of_segment(&place, &mut catch).await {
+                Ok(Step::More) => {}
+                Ok(Step::Full) => {
+                    self.remember(partition, catch.offset, place.number);
+                    return Ok(catch.chunk());
+                }
+                Ok(Step::Gap(to)) => return Ok(Answer::Done(Err(ReadError::Gap { from: catch.offset, to }))),
+                // What was read so far is good; the consumer comes again for the rest.
+                Err(_) if !catch.batches.is_empty() => return Ok(catch.chunk()),
+                Err(Miss::Lost) => catch.pass_over(place.number),
+                Err(Miss::Later(error)) => return Err(error),
+            }
+            if catch.offset == before {
+                // Its page promised more than its blocks had.
+                catch.passed.push(place.number);
+                catch.lost |= !holes;
+            }
+        }
+        Ok(match catch {
+            Catch { ref batches, .. } if !batches.is_empty() => catch.chunk(),
+            Catch { offset, wal_start, ended_compacted, lost, .. } if offset < wal_start && (lost || !ended_compacted) => {
+                Answer::Done(Err(ReadError::Gap { from: offset, to: wal_start }))
+            }
+            Catch { wal_start, .. } => Answer::GoOnAt(wal_start),
+        })
+    }
+
+    /// The segment that holds the partition's next offset, or the first one behind a hole.
+    ///
+    /// Within a class offsets rise from segment to segment. A partition that was moved between classes has segments in several:
+    /// they are looked through only where its own class lacks the offset.
+    async fn segment_for(&self, segments: &[Arc<ColdPlace>], catch: &mut Catch) -> Result<Option<Arc<ColdPlace>>, ReadError> {
+        let (partition, offset) = (catch.request.partition, catch.offset);
+        if offset >= catch.stop_at {
+            return Ok(None);
+        }
+        let hint = self.hints().get(&partition).copied().filter(|hint| hint.offset == offset);
+        let hinted = hint.and_then(|hint| segments.iter().find(|place| place.number == hint.segment));
+        if let Some(place) = hinted.filter(|place| !catch.passed.contains(&place.number))
+            && self.span_of(place, catch).await?.is_some_and(|span| span.first_offset <= offset && offset < span.next_offset)
+        {
+            return Ok(Some(Arc::clone(place)));
+        }
+        let mut classes: Vec<u32> = segments.iter().map(|place| place.entry.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        // Its own class first.
+        classes.sort_by_key(|class| *class != catch.class);
+        let mut best: Option<(PartitionSpan, Arc<ColdPlace>)> = None;
+        for class in classes {
+            let of_class: Vec<&Arc<ColdPlace>> =
+                segments.iter().filter(|place| place.entry.class == class && !catch.passed.contains(&place.number)).collect();
+            let Some((span, place)) = self.first_behind(&of_class, catch).await? else { continue };
+            if span.first_offset <= offset {
+                return Ok(Some(place));
+            }
+            if best.as_ref().is_none_or(|(other, _)| span.first_offset < other.first_offset) {
+                best = Some((span, place));
+            }
+        }
+        Ok(best.map(|(_, place)| place))
+    }
+
+    /// Of segments of one class the first that holds something of the partition at or behind the offset.
+    async fn first_behind(
+        &self,
+        segments: &[&Arc<ColdPlace>],
+        catch: &mut Catch,
+    ) -> Result<Option<(PartitionSpan, Arc<ColdPlace>)>, ReadError> {
+        let (mut low, mut high) = (0, segments.len());
+        let mut found = None;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // The next one that knows the partition decides.
+            let mut at = middle;
+            let mut span = None;
+            while at < high && span.is_none() {
+                span = self.span_of(segments[at], catch).await?;
+                at += 1;
+            }
+            match span {
+                Some(span) if span.next_offset <= catch.offset => low = at,
+                Some(span) => {
+                    found = Some((span, Arc::clone(segments[at - 1])));
+                    high = middle;
+                }
+                None => high = middle,
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a segment has of the partition; nothing if that cannot be read.
+    async fn span_of(&self, place: &Arc<ColdPlace>, catch: &mut Catch) -> Result<Option<PartitionSpan>, ReadError> {
+        match self.span(place, catch.request.partition).await {
+            Ok(span) => Ok(span),
+            Err(Miss::Lost) => {
+                catch.lost = true;
+                Ok(None)
+            }
+            Err(Miss::Later(error)) => Err(error),
+        }
+    }
+
+    async fn of_segment(&self, place: &ColdPlace, catch: &mut Catch) -> Result<Step, Miss> {
+        catch.ended_compacted = place.entry.compacted;
+        let index = self.index(place).await?;
+        let partition = catch.request.partition;
+        let Some(first) = index.locate(partition, catch.offset) else { return Ok(Step::More) };
+        let end = index.blocks_of(partition).end;
+        let mut at = first;
+        while at < end {
+            let wanted = catch.request.bytes_max.saturating_sub(catch.bytes);
+            for block in self.blocks(place.number, &index, at..end, wanted).await? {
+                at += 1;
+                for run in block.runs() {
+                    match catch.add(&run, place.entry.compacted) {
+                        Step::More => {}
+                        step => return Ok(step),
+                    }
+                }
+            }
+        }
+        Ok(Step::More)
+    }
+
+    /// Offset and timestamp of the first record from `start` on that is not older, if a cold segment has it.
+    pub(crate) async fn offset_for_timestamp(
+        &self,
+        partition: PartitionId,
+        timestamp: i64,
+    ) -> Result<Option<(i64, i64)>, ReadError> {
+        let (segments, start) = {
+            let tables = self.view.tables();
+            let Some(found) = tables.partitions.get(partition) else { return Err(ReadError::UnknownPartition) };
+            (Arc::clone(&tables.cold), tables.start_of(found))
+        };
+        for place in segments.iter().filter(|place| place.entry.max_timestamp >= timestamp) {
+            match self.search(place, partition, timestamp, start).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(Miss::Lost) => {
+                    return Err(ReadError::Io("a cold segment on the way is damaged: search by offset instead".to_owned()));
+                }
+                Err(Miss::Later(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn search(
+        &self,
+        place: &ColdPlace,
+        partition: PartitionId,
+        timestamp: i64,
+        start: i64,
+    ) -> Result<Option<(i64, i64)>, Miss> {
+        match self.span(place, partition).await? {
+            Some(span) if span.max_timestamp >= timestamp && span.next_offset > start => {}
+            _ => return Ok(None),
+        }
+        let index = self.index(place).await?;
+        for at in index.blocks_of(partition).filter(|at| index.block(*at).max_timestamp >= timestamp) {
+            for block in self.blocks(place.number, &index, at..at + 1, 0).await? {
+                let runs = block.runs().filter(|run| run.partition == partition && run.max_timestamp >= timestamp);
+                let found = runs.filter_map(|run| crate::read::first_record_from(&run.batches, timestamp, start)).next();
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a segment has of a partition.
+    async fn span(&self, place: &ColdPlace, partition: PartitionId) -> Result<Option<PartitionSpan>, Miss> {
+        let index = self.index(place).await?;
+        let Some(page) = index.page_of(partition) else { return Ok(None) };
+        let key = (place.number, page.page);
+        let cached = lock(&self.pages).get(&key);
+        let spans = match cached {
+            Some(spans) => spans,
+            None => {
+                let stored = self.fetch(place.number, page.at, page.bytes as usize).await?;
+                let spans = Arc::new(decode_page(place.number, &page, stored).map_err(lost)?);
+                let cost = spans.len() * size_of::<PartitionSpan>() + 64;
+                lock(&self.pages).insert(key, &spans, cost);
+                spans
+            }
+        };
+        let at = spans.binary_search_by_key(&partition, |span| span.partition);
+        Ok(at.ok().map(|at| spans[at]))
+    }
+
+    async fn index(&self, place: &ColdPlace) -> Result<Arc<ColdIndex>, Miss> {
+        let cached = lock(&self.indexes).get(&place.number);
+        if let Some(index) = cached {
+            return Ok(index);
+        }
+        let (number, file_bytes) = (place.number, place.entry.file_bytes);
+        let end_at = file_bytes.saturating_sub(END_BYTES as u64);
+        let end = self.fetch(number, end_at, (file_bytes - end_at) as usize).await?;
+        let footer = end.len().checked_sub(BLOCK).map(|at| Footer::decode(number, file_bytes, &end[at..]));
+        let footer = footer.ok_or(Miss::Lost)?.map_err(lost)?;
+        let stored = match footer.index_at.checked_sub(end_at) {
+            Some(from) => end.slice(from as usize..(from + footer.index_bytes) as usize),
+            None => self.fetch(number, footer.index_at, footer.index_bytes as usize).await?,
+        };
+        let index = Arc::new(ColdIndex::decode(&footer, &stored).map_err(lost)?);
+        lock(&self.indexes).insert(number, &index, index.memory_bytes());
+        Ok(index)
+    }
+
+    /// The first of these blocks, and those behind it that are worth fetching with it for so many bytes.
+    async fn blocks(
+        &self,
+        number: u32,
+        index: &ColdIndex,
+        range: std::ops::Range<usize>,
+        wanted: usize,
+    ) -> Result<Vec<Arc<Block>>, Miss> {
+        let first = range.start;
+        let cached = lock(&self.blocks).get(&(number, first as u32));
+        if let Some(block) = cached {
+            return Ok(vec![block]);
+        }
+        let (mut end, mut bytes) = (first, 0);
+        while end < range.end {
+            let place = index.block(end);
+            let enough = (end - first) * super::BLOCK_RAW_BYTES >= wanted || bytes + place.bytes as usize > REQUEST_BYTES_MAX;
+            if end > first && enough {
+                break;
+            }
+            bytes += place.bytes as usize;
+            end += 1;
+        }
+        let start = index.block(first).at;
+        let stored = self.fetch(number, start, bytes).await?;
+        let mut blocks = Vec::with_capacity(end - first);
+        for at in first..end {
+            let place = index.block(at);
+            let from = place.at.checked_sub(start).map(|from| from as usize).ok_or(Miss::Lost)?;
+            let to = from + place.bytes as usize;
+            let bytes = if to <= stored.len() { stored.slice(from..to) } else { return Err(Miss::Lost) };
+            match decode_block(number, at as u32, bytes) {
+                Ok(block) => blocks.push(Arc::new(block)),
+                // Those before it are good.
+                Err(_) if at > first => break,
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        if let Some(last) = blocks.last() {
+            let key = (number, (first + blocks.len() - 1) as u32);
+            lock(&self.blocks).insert(key, last, last.memory_bytes());
+        }
+        Ok(blocks)
+    }
+
+    async fn fetch(&self, number: u32, at: u64, bytes: usize) -> Result<Bytes, Miss> {
+        let (reply, answer) = oneshot::channel();
+        let reply = Box::new(move |result| drop(reply.send(result)));
+        if self.reader.read(DiskRead { file: FileId::Cold(number), at, bytes, reply }).is_err() {
+            return Err(Miss::Later(ReadError::Busy));
+        }
+        match answer.await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => {
+                // A segment that was merged away meanwhile: the next try sees the new one.
+                let named = self.view.tables().cold.iter().any(|place| place.number == number);
+                if !named {
+                    return Err(Miss::Later(ReadError::Busy));
+                }
+                tracing::error!(%error, "a cold segment cannot be read");
+                Err(Miss::Lost)
+            }
+            Err(_) => Err(Miss::Later(ReadError::Busy)),
+        }
+    }
+
+    fn remember(&self, partition: PartitionId, offset: i64, segment: u32) {
+        let mut hints = self.hints();
+        if hints.len() >= HINTS_MAX && !hints.contains_key(&partition) {
+            // Rare enough to begin anew.
+            hints.clear();
+        }
+        hints.insert(partition, Hint { offset, segment });
+    }
+
+    fn hints(&self) -> MutexGuard<'_, HashMap<PartitionId, Hint>> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a segment whose file is gone.
+    pub(crate) fn forget(&self, number: u32) {
+        self.reader.forget(FileId::Cold(number));
+        lock(&self.indexes).entries.remove(&number);
+    }
+}
+
+fn lost(error: super::ColdError) -> Miss {
+    tracing::error!(%error, "a cold segment is damaged");
+    Miss::Lost
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Things by key, bounded by bytes; the oldest go first.
+struct Cache<K, V> {
+    entries: HashMap<K, (Arc<V>, usize)>,
+    order: std::collections::VecDeque<K>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl<K: Copy + Eq + Hash, V> Cache<K, V> {
+    fn new(bytes_max: usize) -> Cache<K, V> {
+        Cache { entries: HashMap::new(), order: std::collections::VecDeque::new(), bytes: 0, bytes_max }
+    }
+
+    fn get(&self, key: &K) -> Option<Arc<V>> {
+        self.entries.get(key).map(|(value, _)| Arc::clone(value))
+    }
+
+    fn insert(&mut self, key: K, value: &Arc<V>, cost: usize) {
+        self.bytes += cost;
+        match self.entries.insert(key, (Arc::clone(value), cost)) {
+            Some((_, old)) => self.bytes -= old,
+            None => self.order.push_back(key),
+        }
+        while self.bytes > self.bytes_max {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.bytes -= self.entries.remove(&oldest).map_or(0, |(_, cost)| cost);
+        }
+    }
+}

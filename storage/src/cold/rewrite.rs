@@ -1,0 +1,251 @@
+//! Cold segments out of cold segments: several become one, and of a compacted class only the last value of each key stays.
+//!
+//! Both stream through the inputs in (partition, offset) order. Compaction goes through them twice, side by side: for each
+//! partition the first pass notes its keys, the second writes what stays. Memory: a window an input and pass, and the keys of
+//! one partition.
+//!
+//! Nothing is made of a damaged segment: the job fails and the segments stay as they are, so that what is damaged can still be
+//! told from what was left out.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::compact::{CompactRules, KeyMap, Rewrite, Survey};
+use super::job::{Compact, Done, JobError, NewFile, Workshop, each_span, open_index};
+use super::merge::{BlockScan, DamagedBlock, Merge, MergeError, RunSource};
+use super::{ColdEntry, ColdIndex, SegmentHead};
+use crate::disk::{ColdStore, DiskError, FileId};
+use crate::types::PartitionId;
+use crate::view::{ColdPlace, View};
+
+type Store<'s> = RefCell<&'s mut dyn ColdStore>;
+
+/// Does the job.
+pub(super) fn merge(
+    shop: &mut Workshop<'_>,
+    inputs: &[ColdPlace],
+    number: u32,
+    compact: Option<&Compact>,
+) -> Result<Done, JobError> {
+    let head = head_of(shop, inputs, number, compact.is_some());
+    let indexes: Vec<Arc<ColdIndex>> =
+        inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
+    check_joints(shop.store, inputs, &indexes)?;
+    let mut file = NewFile::create(shop.store, head)?;
+    let store: Store<'_> = RefCell::new(&mut *shop.store);
+    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view };
+    let mut out = Out { file: &mut file, store: &store, any: false };
+    let (clean_to, records_removed) = match compact {
+        None => {
+            let mut source = read.open()?;
+            while let Some(entry) = source.next()? {
+                out.push(&entry)?;
+            }
+            (BTreeMap::new(), 0)
+        }
+        Some(rules) => compacted(&mut read, rules, shop.now_ms, &mut out)?,
+    };
+    let any = out.any;
+    // A segment without records has no place in the manifest: what is left of the file goes at the next start.
+    let segment = if any { Some((number, file.finish(shop.store)?)) } else { None };
+    let read_bytes = inputs.iter().map(|place| place.entry.file_bytes).sum();
+    Ok(Done::Merged { segment, read_bytes, clean_to, records_removed })
+}
+
+/// What a partition has in one input must go on where the one before ended.
+fn check_joints(store: &mut dyn ColdStore, inputs: &[ColdPlace], indexes: &[Arc<ColdIndex>]) -> Result<(), JobError> {
+    let mut ends: HashMap<PartitionId, (i64, u32)> = HashMap::new();
+    for (place, index) in inputs.iter().zip(indexes) {
+        let mut apart = None;
+        each_span(store, place, index, |span| {
+            let before = ends.insert(span.partition, (span.next_offset, place.number));
+            apart = apart.or(before.filter(|(end, _)| *end != span.first_offset));
+        })?;
+        if let Some((_, before)) = apart {
+            return Err(JobError::Apart { before, after: place.number });
+        }
+    }
+    Ok(())
+}
+
+fn head_of(shop: &Workshop<'_>, inputs: &[ColdPlace], number: u32, compacting: bool) -> SegmentHead {
+    let (first, last) = (inputs.first().expect("there is something to merge"), inputs.last().expect("the same"));
+    SegmentHead {
+        log_id: shop.log_id,
+        number,
+        class: first.entry.class,
+        first_lsn: first.entry.first_lsn,
+        last_lsn: last.entry.last_lsn,
+        created_ms: shop.now_ms,
+        compacted: compacting || inputs.iter().any(|place| place.entry.compacted),
+        promoted: false,
+    }
+}
+
+struct Inputs<'a, 's> {
+    places: &'a [ColdPlace],
+    indexes: &'a [Arc<ColdIndex>],
+    store: &'a Store<'s>,
+    view: &'a View,
+}
+
+impl<'a> Inputs<'a, '_> {
+    /// All runs of all inputs in order, without what nobody can read any more.
+    fn open(&mut self) -> Result<impl RunSource<Error = JobError> + 'a, JobError> {
+        let (store, view) = (self.store, self.view);
+        let scans = self.places.iter().zip(self.indexes).map(|(place, index)| {
+            let head = SegmentHead { promoted: place.entry.promoted, ..head_of_input(place) };
+            let number = place.number;
+            let fetch = move |at, bytes| match store.borrow_mut().read(FileId::Cold(number), at, bytes) {
+                // Counts as damage of the blocks there.
+                Err(DiskError::Io { .. } | DiskError::Short { .. } | DiskError::Missing { .. }) => Ok(Bytes::new()),
+                read => read,
+            };
+            let damage = Arc::new(std::sync::Mutex::new(None));
+            let noted = Arc::clone(&damage);
+            let scan = BlockScan::new(&head, Arc::clone(index), fetch, move |block: DamagedBlock| {
+                noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(block.error);
+            });
+            Sound { scan, damage }
+        });
+        let keep = move |id: PartitionId, _: i64| view.tables().partitions.get(id).map(|partition| partition.start);
+        Ok(Plain(Merge::new(scans, keep).map_err(plain)?))
+    }
+}
+
+/// Only what a scan must know of its input.
+fn head_of_input(place: &ColdPlace) -> SegmentHead {
+    SegmentHead {
+        log_id: [0; 16],
+        number: place.number,
+        class: place.entry.class,
+        first_lsn: place.entry.first_lsn,
+        last_lsn: place.entry.last_lsn,
+        created_ms: place.entry.created_ms,
+        compacted: place.entry.compacted,
+        promoted: place.entry.promoted,
+    }
+}
+
+/// A source that ends with an error at the first damaged block.
+struct Sound<S> {
+    scan: S,
+    damage: Arc<std::sync::Mutex<Option<super::ColdError>>>,
+}
+
+impl<S: RunSource<Error = DiskError>> RunSource for Sound<S> {
+    type Error = JobError;
+    fn next(&mut self) -> Result<Option<ColdEntry>, JobError> {
+        let entry = self.scan.next()?;
+        match self.damage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            Some(error) => Err(error.into()),
+            None => Ok(entry),
+        }
+    }
+}
+
+/// A merge whose errors are those of its job.
+struct Plain<S>(S);
+
+impl<S: RunSource<Error = MergeError<JobError>>> RunSource for Plain<S> {
+    type Error = JobError;
+    fn next(&mut self) -> Result<Option<ColdEntry>, JobError> {
+        self.0.next().map_err(plain)
+    }
+}
+
+fn plain(error: MergeError<JobError>) -> JobError {
+    match error {
+        MergeError::Source(error) => error,
+        overlap @ MergeError::Overlap { .. } => JobError::Overlap(overlap.to_string()),
+    }
+}
+
+struct Out<'a, 's> {
+    file: &'a mut NewFile,
+    store: &'a Store<'s>,
+    any: bool,
+}
+
+impl Out<'_, '_> {
+    fn push(&mut self, entry: &ColdEntry) -> Result<(), DiskError> {
+        self.any = true;
+        self.file.push(&mut **self.store.borrow_mut(), entry)
+    }
+}
+
+/// A source whose next run can be looked at.
+struct Peek<S> {
+    source: S,
+    next: Option<ColdEntry>,
+}
+
+impl<S: RunSource> Peek<S> {
+    fn new(mut source: S) -> Result<Peek<S>, S::Error> {
+        let next = source.next()?;
+        Ok(Peek { source, next })
+    }
+
+    fn partition(&self) -> Option<PartitionId> {
+        self.next.as_ref().map(|entry| entry.partition)
+    }
+
+    /// The next run, if it is of this partition.
+    fn take(&mut self, partition: PartitionId) -> Result<Option<ColdEntry>, S::Error> {
+        if self.partition() != Some(partition) {
+            return Ok(None);
+        }
+        let next = self.source.next()?;
+        Ok(std::mem::replace(&mut self.next, next))
+    }
+}
+
+/// Two passes side by side, partition by partition.
+fn compacted(
+    inputs: &mut Inputs<'_, '_>,
+    rules: &Compact,
+    now_ms: u64,
+    out: &mut Out<'_, '_>,
+) -> Result<(BTreeMap<PartitionId, i64>, u64), JobError> {
+    let mut first = Peek::new(inputs.open()?)?;
+    let mut second = Peek::new(inputs.open()?)?;
+    let mut map = KeyMap::new(rules.key_map_bytes_max);
+    let mut clean_to = BTreeMap::new();
+    let mut removed = 0;
+    let oldest = rules.retention_ms.map_or(i64::MIN, |age| i64::try_from(now_ms.saturating_sub(age)).unwrap_or(i64::MAX));
+    while let Some(partition) = first.partition() {
+        let known = rules.clean_to.get(&partition).copied().unwrap_or(0);
+        let compact_rules = CompactRules {
+            clean_to: known,
+            upto: i64::MAX,
+            from_start: true,
+            now_ms: i64::try_from(now_ms).unwrap_or(i64::MAX),
+            delete_retention_ms: i64::try_from(rules.delete_retention_ms).unwrap_or(i64::MAX),
+        };
+        let mut survey = Survey::new(map, compact_rules);
+        let mut end = 0;
+        while let Some(entry) = first.take(partition)? {
+            end = entry.next_offset;
+            if entry.next_offset > known {
+                survey.feed(&entry);
+            }
+        }
+        let mut rewrite = survey.finish();
+        while let Some(entry) = second.take(partition)? {
+            let kept = rewrite.rewrite(&entry).filter(|entry| entry.max_timestamp >= oldest || entry.next_offset >= end);
+            if let Some(entry) = kept {
+                out.push(&entry)?;
+            }
+        }
+        if rewrite.covered() < end {
+            clean_to.insert(partition, rewrite.covered());
+        }
+        let stats = rewrite.stats();
+        removed += stats.superseded + stats.tombstones + stats.keyless;
+        map = Rewrite::into_map(rewrite);
+    }
+    Ok((clean_to, removed))
+}

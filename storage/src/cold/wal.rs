@@ -1,0 +1,131 @@
+//! The frames of a full WAL segment, one after another, as the sorter reads them: large requests, every CRC checked.
+
+use bytes::Bytes;
+
+use crate::disk::{ColdStore, DiskError, FileId};
+use crate::format::frame::{self, Entry, FrameHeader};
+use crate::format::{BLOCK, Uuid};
+
+/// Read at once.
+const WINDOW: usize = 1 << 20;
+/// Unreadable blocks of one segment from which it is the disk that is broken, and not some of its sectors.
+const LOST_BLOCKS_MAX: u64 = 4096;
+
+/// A WAL segment that takes no more frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalSegment {
+    /// Number of its file.
+    pub file: u32,
+    /// Of its life.
+    pub sequence: u64,
+    /// First block behind its durable frames.
+    pub end_block: u32,
+}
+
+/// A frame with its payload decompressed.
+#[derive(Debug)]
+pub(crate) struct WalFrame {
+    pub(crate) header: FrameHeader,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) payload: Bytes,
+}
+
+/// Walks one segment.
+pub(crate) struct WalScan {
+    segment: WalSegment,
+    log_id: Uuid,
+    at: u64,
+    window: Bytes,
+    window_at: u64,
+    /// Inside damage: reported once, until the next good frame.
+    lost: bool,
+    /// Stretches without a good frame.
+    pub(crate) damaged: u64,
+    unreadable: u64,
+}
+
+impl WalScan {
+    pub(crate) fn new(segment: WalSegment, log_id: Uuid) -> WalScan {
+        let at = BLOCK as u64;
+        let window = Bytes::new();
+        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0 }
+    }
+
+    /// The next good frame; `None` at the end. What is damaged is passed over and counted.
+    pub(crate) fn next(&mut self, store: &mut dyn ColdStore) -> Result<Option<WalFrame>, DiskError> {
+        while self.at < self.end() {
+            match self.frame(store)? {
+                Ok(frame) => {
+                    self.at += frame.header.frame_bytes() as u64;
+                    self.lost = false;
+                    return Ok(Some(frame));
+                }
+                Err(reason) => {
+                    if !self.lost {
+                        let (file, at) = (FileId::Segment(self.segment.file), self.at);
+                        tracing::error!(%file, at, reason, "the sorter met a damaged frame: its records are lost");
+                        self.damaged += 1;
+                    }
+                    self.lost = true;
+                    self.at += BLOCK as u64;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn end(&self) -> u64 {
+        u64::from(self.segment.end_block) * BLOCK as u64
+    }
+
+    /// The frame at `at`, or why there is none.
+    fn frame(&mut self, store: &mut dyn ColdStore) -> Result<Result<WalFrame, &'static str>, DiskError> {
+        let Some(first) = self.bytes(store, BLOCK)? else { return Ok(Err("it cannot be read")) };
+        let Some(length) = frame::peek_header_bytes(&first) else { return Ok(Err("there is no frame")) };
+        if self.at + length as u64 > self.end() {
+            return Ok(Err("it reaches beyond the segment"));
+        }
+        let Some(head) = self.bytes(store, length)? else { return Ok(Err("it cannot be read")) };
+        let header = match frame::decode_header(&head) {
+            Ok(header) => header,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        if header.volume_id != self.log_id || header.segment_sequence != self.segment.sequence {
+            return Ok(Err("it is a frame of another log, or of an earlier life of the segment"));
+        }
+        if self.at + header.frame_bytes() as u64 > self.end() {
+            return Ok(Err("it reaches beyond the segment"));
+        }
+        let Some(whole) = self.bytes(store, header.frame_bytes())? else { return Ok(Err("it cannot be read")) };
+        Ok(Self::decode(header, &whole))
+    }
+
+    fn decode(header: FrameHeader, whole: &Bytes) -> Result<WalFrame, &'static str> {
+        let entries = header.directory(whole)?;
+        let stored = header.verified_payload(whole)?;
+        let payload = if header.zstd { Bytes::from(header.raw_payload(stored)?) } else { whole.slice_ref(stored) };
+        Ok(WalFrame { header, entries, payload })
+    }
+
+    /// `bytes` bytes from `at` on, from a window that reaches further; `None` if the disk cannot read them.
+    fn bytes(&mut self, store: &mut dyn ColdStore, bytes: usize) -> Result<Option<Bytes>, DiskError> {
+        let from = self.at.checked_sub(self.window_at).map(|from| from as usize);
+        if let Some(from) = from.filter(|from| from + bytes <= self.window.len()) {
+            return Ok(Some(self.window.slice(from..from + bytes)));
+        }
+        let left = (self.end() - self.at) as usize;
+        let file = FileId::Segment(self.segment.file);
+        for length in [WINDOW.max(bytes).min(left), bytes.min(left)] {
+            match store.read(file, self.at, length) {
+                Ok(window) => {
+                    (self.window, self.window_at) = (window, self.at);
+                    return Ok((bytes <= length).then(|| self.window.slice(..bytes)));
+                }
+                // A bad sector further on must not hide what lies before it.
+                Err(DiskError::Io { .. }) if self.unreadable < LOST_BLOCKS_MAX => self.unreadable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}

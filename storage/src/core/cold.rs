@@ -1,0 +1,415 @@
+//! What the engine decides about the cold tier: when full WAL segments are sorted, when they may be used again, which cold
+//! segments there are. The work is done elsewhere (`cold/job.rs`); here one job at a time is handed out, and what came of it is
+//! written into the manifest.
+//!
+//! The manifest is metadata under reserved keys, so it is changed by an append like any other ([`Edit`]), which shares a frame
+//! with what happens to wait. Only when that frame is durable do readers see the new segments, is the WAL free to be used again,
+//! are files removed. A crash before that leaves files without a name, which the first job of the next life removes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Engine, Life, Output};
+use crate::cold::job::{Compact, Done, Job, JobError};
+use crate::cold::manifest::{FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, cold_key, parse_cold_key};
+use crate::cold::wal::WalSegment;
+use crate::config::{ClassPolicy, ColdConfig};
+use crate::format::BLOCK;
+use crate::types::{Append, ClassId, MetaOp, PartitionId, PartitionOp};
+use crate::view::ColdPlace;
+
+/// First byte of the keys that belong to the log.
+pub(super) const RESERVED_KEY: u8 = 0;
+/// WAL segments sorted by one job: a bound on how long one takes.
+const SEGMENTS_PER_SORT: usize = 8;
+/// Wait before a job that failed is tried again.
+const JOB_RETRY: Duration = Duration::from_secs(1);
+
+/// The engine's side of the cold tier.
+#[derive(Debug)]
+pub(super) struct Cold {
+    config: ColdConfig,
+    /// WAL segments up to this sequence are in cold segments, durably.
+    pub(super) flushed: u64,
+    number_next: u32,
+    /// What the sorter is at.
+    running: Option<Running>,
+    edit: Option<Edit>,
+    /// How classes are kept; one that is not here is kept for ever.
+    pub(super) policies: BTreeMap<ClassId, ClassPolicy>,
+    /// Not merged any more: damaged.
+    unsound: BTreeSet<u32>,
+    /// Not merged with one another: a partition was in another class between them.
+    apart: BTreeSet<(u32, u32)>,
+    /// Up to where partitions are compacted that want another pass.
+    clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
+    /// Out of the manifest; their files go next.
+    leaving: Vec<u32>,
+    cleaned: bool,
+    retry_at: Option<Duration>,
+    /// The last job failed for want of space.
+    pub(super) disk_full: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Running {
+    Clean,
+    /// Up to this sequence.
+    Sort(u64),
+    /// These become one.
+    Merge {
+        inputs: Vec<u32>,
+        class: ClassId,
+    },
+    /// Its partitions' ends are wanted before it goes.
+    Spans {
+        number: u32,
+        why: Why,
+    },
+    Remove(Vec<u32>),
+}
+
+/// Why a segment goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its class keeps records for so long, or so many bytes.
+    Retention,
+    /// The disk is full, and its class gives way.
+    Space,
+}
+
+/// A change of the manifest: appends that go into the log one after another.
+#[derive(Debug)]
+struct Edit {
+    appends: VecDeque<Append>,
+    /// Whether the first of them is on its way.
+    submitted: bool,
+}
+
+impl Cold {
+    /// From the metadata that recovery found.
+    pub(super) fn new(config: ColdConfig, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Cold {
+        let flushed = meta.get(FLUSHED_KEY).and_then(|value| Flushed::decode(value).ok());
+        let number = meta.get(NUMBER_KEY).and_then(|value| NextNumber::decode(value).ok());
+        Cold {
+            config,
+            flushed: flushed.map_or(0, |flushed| flushed.0),
+            number_next: number.map_or(1, |number| number.0),
+            running: None,
+            edit: None,
+            policies: BTreeMap::new(),
+            unsound: BTreeSet::new(),
+            apart: BTreeSet::new(),
+            clean_to: BTreeMap::new(),
+            leaving: Vec::new(),
+            cleaned: false,
+            retry_at: None,
+            disk_full: false,
+        }
+    }
+
+    /// Most WAL segments there may be.
+    pub(super) fn wal_segments_max(&self, segment_bytes: u64) -> usize {
+        // Fewer than four could not be sorted and written at the same time.
+        (self.config.wal_bytes_max / segment_bytes).max(4) as usize
+    }
+
+    pub(super) fn config(&self) -> &ColdConfig {
+        &self.config
+    }
+
+    /// Whether one segment may be made of these.
+    pub(super) fn may_merge(&self, segments: &[&Arc<ColdPlace>]) -> bool {
+        let holds = |number: u32| segments.iter().any(|place| place.number == number);
+        segments.iter().all(|place| !self.unsound.contains(&place.number))
+            && !self.apart.iter().any(|(before, after)| holds(*before) && holds(*after))
+    }
+
+    /// Where the last compaction of a class stopped.
+    pub(super) fn clean_to(&self, class: ClassId) -> BTreeMap<PartitionId, i64> {
+        self.clean_to.get(&class).cloned().unwrap_or_default()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.edit.is_none()
+    }
+}
+
+impl<T> Engine<T> {
+    /// A job is done, or failed.
+    pub fn job_done(&mut self, result: Result<Done, JobError>) {
+        let now = self.now.monotonic;
+        let Some(cold) = &mut self.cold else { return };
+        let running = cold.running.take().expect("one job at a time, and each is answered once");
+        let done = match result {
+            Ok(done) => done,
+            Err(error) => {
+                match (&running, &error) {
+                    (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_)) => {
+                        tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
+                        return cold.unsound.extend(inputs);
+                    }
+                    (Running::Merge { .. }, JobError::Apart { before, after }) => {
+                        cold.apart.insert((*before, *after));
+                        return;
+                    }
+                    _ => {}
+                }
+                if cold.retry_at.is_none() {
+                    tracing::warn!(%error, "the cold tier could not go on; trying again");
+                }
+                cold.disk_full = error.is_full();
+                cold.retry_at = Some(now + JOB_RETRY);
+                if let Running::Remove(numbers) = running {
+                    cold.leaving.extend(numbers);
+                }
+                return;
+            }
+        };
+        cold.retry_at = None;
+        cold.disk_full = false;
+        match (running, done) {
+            (Running::Clean, Done::Cleaned { missing }) => {
+                cold.cleaned = true;
+                for number in missing {
+                    tracing::error!(
+                        number,
+                        "the file of a cold segment is missing: what it held is lost, unless its disk comes back"
+                    );
+                }
+            }
+            (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
+                self.counters.sorted_from_bytes += read_bytes;
+                self.counters.damaged_frames += damaged;
+                self.segments_made(&segments, to);
+            }
+            (Running::Merge { inputs, class }, Done::Merged { segment, read_bytes, clean_to, records_removed }) => {
+                self.counters.merged_from_bytes += read_bytes;
+                self.counters.merged_to_bytes += segment.map_or(0, |(_, entry)| entry.file_bytes);
+                self.counters.records_compacted += records_removed;
+                cold.clean_to.insert(class, clean_to);
+                self.segments_merged(&inputs, segment);
+            }
+            (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
+            (Running::Remove(_), Done::Removed) => {}
+            (running, done) => panic!("{running:?} was answered with {done:?}"),
+        }
+    }
+
+    /// New segments and how far the WAL is free: one change.
+    fn segments_made(&mut self, segments: &[(u32, ManifestEntry)], flushed: u64) {
+        let cold = self.cold.as_mut().expect("only then are there jobs");
+        let mut meta: Vec<MetaOp> = segments.iter().map(|(number, entry)| put(&cold_key(*number), &entry.encode())).collect();
+        let next = segments.last().map_or(cold.number_next, |(number, _)| number + 1);
+        cold.number_next = next;
+        meta.push(put(NUMBER_KEY, &NextNumber(next).encode()));
+        meta.push(put(FLUSHED_KEY, &Flushed(flushed).encode()));
+        for (_, entry) in segments {
+            self.counters.sorted_to_bytes += entry.file_bytes;
+            self.counters.sorted_batch_bytes += entry.batch_bytes;
+        }
+        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
+        cold.edit = Some(Edit { appends, submitted: false });
+    }
+
+    /// One in, several out: one change.
+    fn segments_merged(&mut self, inputs: &[u32], segment: Option<(u32, ManifestEntry)>) {
+        let cold = self.cold.as_mut().expect("only then are there jobs");
+        let mut meta: Vec<MetaOp> = inputs.iter().map(|number| delete(&cold_key(*number))).collect();
+        cold.number_next += 1;
+        meta.push(put(NUMBER_KEY, &NextNumber(cold.number_next).encode()));
+        meta.extend(segment.map(|(number, entry)| put(&cold_key(number), &entry.encode())));
+        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
+        cold.edit = Some(Edit { appends, submitted: false });
+    }
+
+    /// Starts rise first, in as many frames as it takes; then the segment is out. A crash between leaves starts that are too
+    /// high by nothing that could be read.
+    fn segment_leaves(&mut self, number: u32, ends: &[(PartitionId, i64)], why: Why) {
+        match why {
+            Why::Retention => self.counters.segments_expired += 1,
+            Why::Space => self.counters.segments_dropped_for_space += 1,
+        }
+        let per_append = self.limits.frame_bytes_max / 2 / super::change::CHANGE_BYTES;
+        let raise = |ends: &[(PartitionId, i64)]| Append {
+            partitions: ends.iter().map(|(id, end)| PartitionOp::RaiseStart(*id, *end)).collect(),
+            ..Append::default()
+        };
+        let mut appends: VecDeque<Append> = ends.chunks(per_append).map(raise).collect();
+        appends.push_back(Append { meta: vec![delete(&cold_key(number))], ..Append::default() });
+        self.cold.as_mut().expect("only then are there jobs").edit = Some(Edit { appends, submitted: false });
+    }
+
+    /// Puts the next append of an edit into the log, as soon as one can go.
+    pub(super) fn submit_edit(&mut self) {
+        if !self.is_at_work() {
+            return;
+        }
+        let Some(edit) = self.cold.as_mut().and_then(|cold| cold.edit.as_mut()) else { return };
+        if edit.submitted {
+            return;
+        }
+        edit.submitted = true;
+        let append = edit.appends.front().expect("an edit is not empty").clone();
+        self.submit_own(append);
+    }
+
+    /// An append of the log's own is durable.
+    pub(super) fn own_durable(&mut self) {
+        let Some(cold) = &mut self.cold else { return };
+        let edit = cold.edit.as_mut().expect("it was submitted from there");
+        edit.appends.pop_front();
+        edit.submitted = false;
+        if edit.appends.is_empty() {
+            cold.edit = None;
+        }
+    }
+
+    /// The disk is full: it goes again when there is room.
+    pub(super) fn own_refused(&mut self) {
+        if let Some(edit) = self.cold.as_mut().and_then(|cold| cold.edit.as_mut()) {
+            edit.submitted = false;
+        }
+    }
+
+    /// A reserved key is durable: readers and retention see what it says.
+    pub(super) fn own_key_changed(&mut self, op: &MetaOp) {
+        let Some(cold) = &mut self.cold else { return };
+        match op {
+            MetaOp::Put { key, value } if key == FLUSHED_KEY => {
+                cold.flushed = Flushed::decode(value).expect("encoded here").0;
+            }
+            MetaOp::Put { key, value } => {
+                if let Some(number) = parse_cold_key(key) {
+                    let entry = ManifestEntry::decode(number, value).expect("encoded here");
+                    self.view.tables_mut().add_cold(ColdPlace { number, entry });
+                }
+            }
+            MetaOp::Delete { key } => {
+                if let Some(number) = parse_cold_key(key) {
+                    cold.leaving.push(number);
+                    self.view.tables_mut().remove_cold(number);
+                }
+            }
+        }
+    }
+
+    /// Hands out the next job, if there is one to do.
+    pub(super) fn next_job(&mut self, out: &mut Output<T>) {
+        let (now, at_work) = (self.now.monotonic, self.is_at_work());
+        let Some(cold) = &mut self.cold else { return };
+        if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let (running, job) = if !cold.cleaned {
+            let named = self.view.tables().cold.iter().map(|place| place.number).collect();
+            (Running::Clean, Job::Clean { named })
+        } else if !cold.leaving.is_empty() {
+            let numbers = std::mem::take(&mut cold.leaving);
+            (Running::Remove(numbers.clone()), Job::Remove { numbers })
+        } else if let Some((place, why)) = self.segment_to_go() {
+            (Running::Spans { number: place.number, why }, Job::Spans { place })
+        } else if let Some((to, job)) = self.sort_job() {
+            (Running::Sort(to), job)
+        } else if let Some((inputs, compact)) = self.segments_to_merge() {
+            self.merge_job(inputs, compact)
+        } else {
+            return;
+        };
+        self.cold.as_mut().expect("looked at before").running = Some(running);
+        out.jobs.push(job);
+    }
+
+    fn merge_job(&self, inputs: Vec<ColdPlace>, compact: Option<Compact>) -> (Running, Job) {
+        let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
+        let number = self.cold.as_ref().expect("only then are there jobs").number_next;
+        let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
+        (running, Job::Merge { inputs, number, compact })
+    }
+
+    /// While stopping only what somebody waits for is done.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.life == Life::Running || (self.life == Life::Draining && !self.groups.is_empty())
+    }
+
+    /// Full segments are sorted when there are enough of them, when they are old, or when the log is short of segments.
+    fn sort_job(&self) -> Option<(u64, Job)> {
+        let cold = self.cold.as_ref()?;
+        let mut waiting = self.sealed.iter().filter(|segment| segment.sequence > cold.flushed).peekable();
+        let oldest = waiting.peek()?;
+        let old = oldest.last_written_ms.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms;
+        let bytes = waiting.clone().count() as u64 * self.limits.segment_bytes;
+        if !old && bytes < cold.config.sort_bytes && !self.is_short_of_segments() && !self.index_is_large() {
+            return None;
+        }
+        let tables = self.view.tables();
+        let segments: Vec<WalSegment> = waiting
+            .take(SEGMENTS_PER_SORT)
+            .map(|segment| {
+                let place = tables.segment(segment.sequence as u32).expect("sealed segments are shown");
+                WalSegment { file: segment.file, sequence: segment.sequence, end_block: place.end_block }
+            })
+            .collect();
+        let to = segments.last()?.sequence;
+        Some((to, Job::Sort { segments, number: cold.number_next }))
+    }
+
+    fn is_short_of_segments(&self) -> bool {
+        let bound = self.wal_is_at_its_bound() && self.spares.len() <= self.spares_of_own();
+        self.spares.is_empty() || self.zero_retry_at.is_some() || bound
+    }
+
+    fn index_is_large(&self) -> bool {
+        self.view.tables().index_entries > self.limits.index_entries_max / 2
+    }
+
+    /// The active segment holds records that are old enough to be sorted, which only full segments are.
+    pub(super) fn wants_early_roll(&self) -> bool {
+        let Some(cold) = &self.cold else { return false };
+        let Some(active) = &self.active else { return false };
+        let old =
+            active.first_data_ms.is_some_and(|first| first.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms);
+        old && self.groups.is_empty() && self.life == Life::Running && !self.spares.is_empty()
+    }
+
+    /// When the cold tier wants the engine to be called again.
+    pub(super) fn cold_wake(&self) -> Option<Duration> {
+        let cold = self.cold.as_ref()?;
+        let nothing = self.sealed.is_empty() && self.view.tables().cold.is_empty();
+        if cold.is_idle() && cold.cleaned && nothing && self.active.as_ref().is_none_or(|active| active.first_data_ms.is_none()) {
+            return None;
+        }
+        Some(cold.retry_at.unwrap_or(self.retention_check_at))
+    }
+
+    /// Room that only the log itself may use while the disk is full, so that the space it sets free can be noted down.
+    pub(super) fn own_room(&self) -> u64 {
+        if self.cold.is_some() { (self.limits.segment_bytes / 8).max(4 * BLOCK as u64) } else { 0 }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn delete(key: &[u8]) -> MetaOp {
+    MetaOp::Delete { key: key.to_vec() }
+}
+
+fn put(key: &[u8], value: &[u8]) -> MetaOp {
+    MetaOp::Put { key: key.to_vec(), value: value.to_vec() }
+}
+
+/// The segments that the metadata names.
+pub(crate) fn named_segments(
+    meta: &BTreeMap<Vec<u8>, Vec<u8>>,
+) -> Result<Vec<Arc<ColdPlace>>, crate::cold::manifest::ManifestError> {
+    let mut places = Vec::new();
+    for (key, value) in meta {
+        if let Some(number) = parse_cold_key(key) {
+            places.push(Arc::new(ColdPlace { number, entry: ManifestEntry::decode(number, value)? }));
+        }
+    }
+    Ok(places)
+}

@@ -1,0 +1,149 @@
+//! The cold tier over a real directory: what leaves the WAL is read from cold segments, through both backends, after restarts;
+//! retention, compaction and removal work on them.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::*;
+use weir_batch::{BatchBuilder, Codec};
+use weir_storage::*;
+
+fn tiered(dir: &std::path::Path, backend: BackendChoice) -> LogConfig {
+    let cold = ColdConfig {
+        sort_bytes: 256 << 10,
+        sort_memory_bytes: 200 << 10,
+        wal_bytes_max: 1 << 20,
+        merge_fan_in: 4,
+        merged_bytes: 1 << 20,
+        ..ColdConfig::default()
+    };
+    LogConfig { backend, cold: Some(cold), ..small(dir) }
+}
+
+/// Waits until it holds; the sorter works on a thread of its own.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn value(n: u32) -> Vec<u8> {
+    (0..3000_u32).map(|i| (i.wrapping_mul(n.wrapping_mul(2_654_435_761) | 1) >> 13) as u8).collect()
+}
+
+fn partitions(count: u32) -> Append {
+    Append { partitions: (0..count).map(|id| PartitionOp::Open(PartitionId(id))).collect(), ..Append::default() }
+}
+
+/// `appends` records dealt to `count` partitions in turn.
+fn fill(log: &LogHandle, count: u32, appends: std::ops::Range<u32>) {
+    for n in appends {
+        offset(log.append_blocking(append(PartitionId(n % count), &[&value(n)])));
+    }
+}
+
+fn check(log: &LogHandle, count: u32, appends: u32) {
+    for id in 0..count {
+        let expected: Vec<(i64, Vec<u8>)> =
+            (0..appends).filter(|n| n % count == id).map(|n| (i64::from(n / count), value(n))).collect();
+        let found = read_all(log, PartitionId(id), 0);
+        assert!(found == expected, "partition {id}: {} of {} records", found.len(), expected.len());
+        let middle = expected.len() / 2;
+        assert!(read_all(log, PartitionId(id), middle as i64) == expected[middle..], "partition {id} from the middle");
+    }
+}
+
+#[test]
+fn what_left_the_wal_is_read_from_cold_segments_also_after_a_restart() {
+    for backend in [BackendChoice::Auto, BackendChoice::Plain] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = tiered(dir.path(), backend);
+        let (log, _) = Log::open(config.clone()).unwrap();
+        let handle = log.handle();
+        handle.append_blocking(partitions(7));
+        fill(&handle, 7, 0..900);
+        until("recycling", || handle.stats().recycled >= 4);
+        until("merging", || handle.stats().merged_to_bytes > 0);
+        check(&handle, 7, 900);
+        let stats = handle.stats();
+        assert!(stats.segments * stats.segment_bytes <= 1 << 20, "the WAL stays within its bound: {} segments", stats.segments);
+        assert_eq!(handle.bounds(PartitionId(3)).unwrap().start, 0);
+        log.shutdown().unwrap();
+
+        let (log, report) = Log::open(config).unwrap();
+        assert!(report.damage.is_empty() && report.gaps.is_empty(), "{report:?}");
+        fill(&log.handle(), 7, 900..1000);
+        check(&log.handle(), 7, 1000);
+    }
+}
+
+#[test]
+fn without_its_cold_tier_such_a_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(tiered(dir.path(), BackendChoice::Auto)).unwrap();
+    log.handle().append_blocking(partitions(1));
+    fill(&log.handle(), 1, 0..200);
+    until("sorting", || log.handle().stats().cold_segments > 0);
+    log.shutdown().unwrap();
+    let error = Log::open(small(dir.path())).err().expect("refused");
+    assert!(error.to_string().contains("cold tier"), "{error}");
+}
+
+#[test]
+fn each_class_is_kept_by_its_own_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(tiered(dir.path(), BackendChoice::Auto)).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(partitions(2));
+    let set = Append { partitions: vec![PartitionOp::SetClass(PartitionId(1), ClassId(9))], ..Append::default() };
+    assert!(matches!(handle.append_blocking(set), Outcome::Committed { .. }));
+    handle.set_class_policy(ClassId(9), ClassPolicy { retention_bytes: Some(300 << 10), ..ClassPolicy::default() });
+    fill(&handle, 2, 0..1200);
+    until("retention", || handle.bounds(PartitionId(1)).unwrap().start > 300);
+    let bounds = handle.bounds(PartitionId(1)).unwrap();
+    let kept = (bounds.high_watermark - bounds.start) * 3000;
+    assert!(kept >= 300 << 10, "only what is not missed goes: {kept} bytes are left");
+    assert!(matches!(read(&handle, PartitionId(1), 0, 1), Err(ReadError::OutOfRange { .. })));
+    assert_eq!(read_all(&handle, PartitionId(1), bounds.start).len() as i64, bounds.high_watermark - bounds.start);
+    assert_eq!(handle.bounds(PartitionId(0)).unwrap().start, 0, "the other class stays");
+    assert_eq!(read_all(&handle, PartitionId(0), 0).len(), 600);
+    until("removal of the files", || {
+        let files = std::fs::read_dir(dir.path().join("cold")).unwrap().count() as u64;
+        files <= handle.stats().cold_segments + 1
+    });
+    log.shutdown().unwrap();
+
+    let (log, _) = Log::open(tiered(dir.path(), BackendChoice::Auto)).unwrap();
+    assert!(log.handle().bounds(PartitionId(1)).unwrap().start >= bounds.start, "a start that was shown never goes back");
+}
+
+fn keyed(partition: PartitionId, key: u32, value: Option<&[u8]>) -> Append {
+    let mut builder = BatchBuilder::new(Codec::None);
+    builder.push(1_000, Some(format!("key {key}").as_bytes()), value, &[]);
+    let batches = builder.finish().unwrap().into();
+    Append { entries: vec![AppendEntry { partition, batches, record_count: 1, max_timestamp: 1_000 }], ..Append::default() }
+}
+
+#[test]
+fn of_a_compacted_class_the_last_value_of_each_key_stays_at_its_offset() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(tiered(dir.path(), BackendChoice::Auto)).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(partitions(1));
+    let compact = ClassPolicy { compact: true, delete: false, ..ClassPolicy::default() };
+    handle.set_class_policy(ClassId(0), compact);
+    for n in 0..1500 {
+        offset(handle.append_blocking(keyed(PartitionId(0), n % 10, Some(&value(n)))));
+    }
+    until("compaction", || handle.stats().records_compacted >= 1000);
+    let found = read_all(&handle, PartitionId(0), 0);
+    assert!(found.len() < 500, "{} records are left", found.len());
+    for key in 0..10_u32 {
+        let last = 1490 + key;
+        assert!(found.contains(&(i64::from(last), value(last))), "key {key}");
+    }
+    assert!(found.iter().all(|(offset, bytes)| *bytes == value(*offset as u32)), "what stays has its offset");
+}

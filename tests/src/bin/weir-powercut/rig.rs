@@ -1,0 +1,253 @@
+//! A node under load on a disk that can lose its power: everything a scenario needs, and its end in the right order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use weir_storage::{Log, LogConfig};
+use weir_tests::disk::Disk;
+use weir_tests::disk::cache::Cut;
+use weir_tests::disk::faults::{Delays, Faults};
+use weir_tests::disk::mount::{Kind, Volume};
+use weir_tests::ledger::Verdict;
+use weir_tests::load::{self, Fleet, Load};
+use weir_tests::node::{Node, Site, http_get, http_status};
+
+/// Enough for the log of `RETENTION_BYTES`, and what mkfs.xfs asks for at least.
+const DISK_BYTES: u64 = 512 << 20;
+/// Small, so that cuts hit rolls, zero-fills and recycling.
+const SEGMENT_BYTES: u64 = 4 << 20;
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// Reached within seconds: from then on segments are recycled.
+const RETENTION_BYTES: u64 = 48 << 20;
+/// Few records, large ones: a check reads them all, and what is wanted is rolls.
+const LOAD: Load = Load { producers: 2, under_way_max: 200, value_bytes_max: 4000 };
+/// Records acknowledged before a cut at least: a cut of an idle node shows little.
+const PROGRESS_MIN: u64 = 300;
+/// A busy node writes a few hundred times long before.
+const CUT_WAIT_MAX: Duration = Duration::from_secs(5);
+const PROGRESS_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// Of all scenarios of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) weir: PathBuf,
+    pub(crate) cuts: u32,
+    pub(crate) seed: u64,
+}
+
+/// Fields are dropped in this order: first who uses the disk, then the disk, then the directory.
+#[derive(Debug)]
+pub(crate) struct Rig {
+    pub(crate) fleet: Fleet,
+    node: Option<Node>,
+    volume: Volume,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) site: Site,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) cuts: u32,
+    hard_disk: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    /// A fresh file system, a node on it, producers at work.
+    pub(crate) async fn make(settings: &Settings, kind: Kind, seed: u64) -> Result<Rig, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let dir = tempfile::Builder::new().prefix("weir-powercut-").tempdir().map_err(text)?;
+        let disk = Disk::new(DISK_BYTES, seed);
+        let volume = Volume::make(kind, Arc::clone(&disk), &dir.path().join("disk"))?;
+        let config = format!(
+            "[log]\nsegment_bytes = {SEGMENT_BYTES}\nframe_bytes_max = {FRAME_BYTES_MAX}\nretention_bytes = {RETENTION_BYTES}\n\
+             [limits]\nbatch_bytes_max = \"400KiB\"\n"
+        );
+        let site = Site::make_with_data(&settings.weir, &dir.path().join("node"), &volume.root().join("data"), &config);
+        let site = site.map_err(text)?;
+        let node = start(&site)?;
+        load::create_topic(&site).await?;
+        let fleet = Fleet::start(&site, LOAD);
+        let random = fastrand::Rng::with_seed(seed);
+        Ok(Rig { fleet, node: Some(node), volume, disk, site, random, cuts: 0, hard_disk: false, dir })
+    }
+
+    /// Lets the producers work: some acknowledgements, and then a random while.
+    pub(crate) async fn work(&mut self) -> Result<(), String> {
+        let (begin, before) = (Instant::now(), self.fleet.acknowledged());
+        while self.fleet.acknowledged() < before + PROGRESS_MIN {
+            if begin.elapsed() > PROGRESS_WAIT_MAX {
+                return Err(format!("no progress for {PROGRESS_WAIT_MAX:?}; the node says:\n{}", self.said(20)));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(self.random.u64(0..500))).await;
+        Ok(())
+    }
+
+    /// The power goes. What the kernel still held goes with it; the disk is plugged in again, nothing is mounted yet.
+    pub(crate) async fn power_cut(&mut self, cut: Cut) -> Result<(), String> {
+        self.end_of_power(cut);
+        self.fleet.kill_restarted().await
+    }
+
+    /// The same at the n-th write from now: however short the disk's work is beside the pauses, the cut hits it.
+    pub(crate) async fn power_cut_at_write(&mut self, writes: u32) -> Result<(), String> {
+        self.disk.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
+        let begin = Instant::now();
+        while self.disk.is_on() && begin.elapsed() < CUT_WAIT_MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.power_cut(Cut::Any).await
+    }
+
+    /// The same, and no producer outlives it.
+    pub(crate) async fn power_cut_for_all(&mut self, cut: Cut) {
+        self.end_of_power(cut);
+        self.fleet.kill().await;
+    }
+
+    fn end_of_power(&mut self, cut: Cut) {
+        self.disk.cut(cut);
+        if let Some(node) = self.node.take() {
+            node.kill();
+        }
+        self.volume.unplug();
+        self.disk.replug();
+        self.cuts += 1;
+        let delays = if self.hard_disk { Delays::HARD_DISK } else { Delays::default() };
+        self.disk.set(|faults| faults.delays = delays);
+    }
+
+    /// From the next power cut on: does the disk take its time like one that turns?
+    pub(crate) fn set_hard_disk(&mut self, hard_disk: bool) {
+        self.hard_disk = hard_disk;
+    }
+
+    /// After a power cut: mounts, starts the node and cuts again at the n-th write from now, or soon after the node is ready.
+    pub(crate) async fn cut_while_starting(&mut self, writes: u32) -> Result<(), String> {
+        self.disk.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
+        let begin = Instant::now();
+        if self.volume.plug().is_ok() {
+            self.node = Some(self.site.spawn().map_err(|error| error.to_string())?);
+            let ready = |site: &Site| http_status(site.http, "/readyz") == Some(200);
+            while self.disk.is_on() && !ready(&self.site) && begin.elapsed() < Duration::from_secs(30) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        } else if self.disk.is_on() {
+            return Err("the file system does not mount after a power cut".into());
+        }
+        self.power_cut(Cut::Any).await
+    }
+
+    /// After a power cut: mounts what is there.
+    pub(crate) fn mount(&mut self) -> Result<(), String> {
+        self.volume.plug().map_err(|error| format!("the file system does not mount after a power cut: {error}"))
+    }
+
+    /// After `mount`: the node comes back.
+    pub(crate) fn start_alone(&mut self) -> Result<(), String> {
+        self.node = Some(start(&self.site)?);
+        Ok(())
+    }
+
+    /// After `mount`: the node comes back, and the producers that died with it.
+    pub(crate) fn start(&mut self) -> Result<(), String> {
+        self.start_alone()?;
+        self.fleet.start_restarted(&self.site);
+        Ok(())
+    }
+
+    /// Opens the log as an operator who has replaced the cable of a fenced disk, and closes it again.
+    pub(crate) fn accept_fence(&self) -> Result<(), String> {
+        let config = LogConfig {
+            accept_fenced: true,
+            segment_bytes: SEGMENT_BYTES,
+            frame_bytes_max: FRAME_BYTES_MAX,
+            ..LogConfig::new(self.site.data())
+        };
+        let (log, _) = Log::open(config).map_err(|error| error.to_string())?;
+        log.shutdown().map_err(|error| error.to_string())
+    }
+
+    /// Everything is read back and held against what was promised. Producers wait meanwhile, all acknowledged.
+    pub(crate) async fn check(&mut self) -> Result<Verdict, String> {
+        self.fleet.pause().await?;
+        let verdict = self.compare().await?;
+        self.fleet.go_on(&self.site);
+        Ok(verdict)
+    }
+
+    /// The same with producers that are dead.
+    pub(crate) async fn compare(&mut self) -> Result<Verdict, String> {
+        let ledger = load::read_back(&self.site).await?;
+        // What is missing at the beginning may only be missing if the log is as large as it may be.
+        if self.log_bytes()? + SEGMENT_BYTES >= RETENTION_BYTES {
+            self.fleet.retire(&ledger);
+        }
+        Ok(ledger.check(&self.fleet.promises()))
+    }
+
+    fn log_bytes(&self) -> Result<u64, String> {
+        let metrics = http_get(self.site.http, "/metrics").ok_or("the node shows no metrics")?;
+        let segments = metrics.lines().find_map(|line| line.strip_prefix("weir_log_segments ")?.trim().parse::<u64>().ok());
+        Ok(segments.ok_or("the node's metrics do not count segments")? * SEGMENT_BYTES)
+    }
+
+    /// Does the node serve?
+    pub(crate) fn is_ready(&self) -> bool {
+        http_status(self.site.http, "/readyz") == Some(200)
+    }
+
+    /// What the node is doing, in a few words.
+    pub(crate) fn condition(&mut self) -> String {
+        match self.node.as_mut().map(Node::ended) {
+            Some(Some(status)) => format!("has ended with {status}"),
+            Some(None) if self.is_ready() => "is ready".into(),
+            Some(None) => "runs and is not ready".into(),
+            None => "is not started".into(),
+        }
+    }
+
+    /// Changes what goes wrong with the disk.
+    pub(crate) fn set(&self, change: impl FnOnce(&mut Faults)) {
+        self.disk.set(change);
+    }
+
+    /// The disk answers flushes and does nothing.
+    pub(crate) fn lie(&self) -> Result<(), String> {
+        self.set(|faults| faults.lying_flush = true);
+        Ok(())
+    }
+
+    /// Tells the kernel that the disk needs no flush.
+    pub(crate) fn say_write_through(&self) -> Result<(), String> {
+        self.volume.say_cached(false)
+    }
+
+    /// The last lines of the node's log.
+    pub(crate) fn said(&self, lines: usize) -> String {
+        tail(&self.site.log(), lines)
+    }
+
+    /// Keeps the node's log and an image of the disk.
+    pub(crate) fn keep_evidence(self) -> String {
+        let Rig { fleet, node, volume, disk, dir, .. } = self;
+        // The image is of the platters: no cut may change them any more.
+        disk.die();
+        let saved = disk.save(&dir.path().join("disk.img"));
+        drop((fleet, node, volume));
+        let path = dir.keep();
+        match saved {
+            Ok(()) => format!("evidence: {0}/node/node.log, {0}/disk.img", path.display()),
+            Err(error) => format!("evidence: {}/node/node.log; no image of the disk: {error}", path.display()),
+        }
+    }
+}
+
+fn start(site: &Site) -> Result<Node, String> {
+    site.start().map_err(|error| tail(&error, 20))
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
