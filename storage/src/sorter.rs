@@ -14,6 +14,9 @@ use crate::read::ReadPath;
 use crate::report::OpenError;
 use crate::view::View;
 
+/// On Linux a thread has a priority of its own.
+const NICE: i32 = 10;
+
 /// Takes what came of a job.
 pub(crate) type JobSink = Box<dyn Fn(Result<Done, JobError>) + Send>;
 
@@ -69,6 +72,10 @@ impl Drop for Sorter {
 
 fn work(tools: Tools, jobs: &Receiver<Job>, stop: Arc<AtomicBool>) {
     let Tools { open, view, reads, log_id, config, done } = tools;
+    // It gets what producers and consumers leave of the processor; the WAL is what it may fall behind by.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "the sorter runs at the priority of everything else");
+    }
     let mut store = open(config.bandwidth_bytes_max, Arc::clone(&stop));
     while let Ok(job) = jobs.recv() {
         let result = run(&mut *store, &view, log_id, &config, &job);

@@ -108,6 +108,8 @@ pub struct LogStats {
     pub cold_segments: u64,
     /// Bytes of their files.
     pub cold_bytes: u64,
+    /// The sorter is at work, or what it has done is being written down.
+    pub cold_busy: bool,
     /// Bytes of WAL frames the sorter has read.
     pub sorted_from_bytes: u64,
     /// Bytes of batches it has put into cold segments, before compression.

@@ -77,7 +77,7 @@ fn wait_until_sorted(log: &LogHandle) {
     let state = |stats: &LogStats| (stats.recycled, stats.sorted_to_bytes, stats.merged_to_bytes, stats.cold_segments);
     let begin = Instant::now();
     let (mut last, mut since) = (state(&log.stats()), Instant::now());
-    while since.elapsed() < QUIET && begin.elapsed() < QUIET_WAIT_MAX {
+    while (since.elapsed() < QUIET || log.stats().cold_busy) && begin.elapsed() < QUIET_WAIT_MAX {
         std::thread::sleep(Duration::from_millis(50));
         let now = state(&log.stats());
         if now != last {

@@ -21,8 +21,8 @@ use crate::view::ColdPlace;
 
 /// First byte of the keys that belong to the log.
 pub(super) const RESERVED_KEY: u8 = 0;
-/// WAL segments sorted by one job: a bound on how long one takes.
-const SEGMENTS_PER_SORT: usize = 8;
+/// WAL segments sorted by one job: where the WAL is at its bound, producers wait for one.
+const SEGMENTS_PER_SORT: usize = 2;
 /// Wait before a job that failed is tried again.
 const JOB_RETRY: Duration = Duration::from_secs(1);
 
@@ -319,6 +319,7 @@ impl<T> Engine<T> {
         };
         self.cold.as_mut().expect("looked at before").running = Some(running);
         out.jobs.push(job);
+        self.publish_stats();
     }
 
     fn merge_job(&self, inputs: Vec<ColdPlace>, compact: Option<Compact>) -> (Running, Job) {
@@ -381,6 +382,11 @@ impl<T> Engine<T> {
             return None;
         }
         Some(cold.retry_at.unwrap_or(self.retention_check_at))
+    }
+
+    /// Whether a job or a change of the manifest is under way.
+    pub(super) fn cold_is_busy(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.is_idle())
     }
 
     /// Room that only the log itself may use while the disk is full, so that the space it sets free can be noted down.

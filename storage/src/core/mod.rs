@@ -453,7 +453,7 @@ impl<T> Engine<T> {
             self.wind_down();
         }
         self.write_superblock(out);
-        if news {
+        if news || self.cold_is_busy() {
             self.publish_stats();
         }
     }
@@ -634,6 +634,7 @@ impl<T> Engine<T> {
             let tables = self.view.tables();
             (tables.cold.len() as u64, tables.cold.iter().map(|place| place.entry.file_bytes).sum())
         };
+        stats.cold_busy = self.cold_is_busy();
         stats.disk_full = self.disk_is_full();
         stats.failed.clone_from(&self.failed);
     }

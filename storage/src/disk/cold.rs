@@ -16,10 +16,12 @@ use tokio_uring::fs::File;
 
 use super::files::{DataDir, OpenFiles, read_exact, write_all};
 use super::reader::{Target, blocks_around, cut, read_into};
-use super::{AlignedBuf, BLOCK_BYTES, ColdStore, DiskError, DiskVerb, FileId};
+use super::{AlignedBuf, BLOCK_BYTES, BufPool, ColdStore, DiskError, DiskVerb, FileId};
 
 /// One request to the disk: large enough for throughput, small enough for a log write to slip in between.
 const REQUEST_BYTES: usize = 256 << 10;
+/// Read buffers kept for use again.
+const POOL_BYTES: usize = 16 << 20;
 /// Inputs of a merge, and the WAL segment that is being sorted.
 const FILES_OPEN_MAX: usize = 20;
 
@@ -29,6 +31,8 @@ pub(super) struct ColdFiles {
     ring: Option<tokio_uring::Runtime>,
     reading: OpenFiles<Arc<OwnedFd>>,
     writing: Option<(FileId, Arc<OwnedFd>)>,
+    /// Windows of scans are alike: most come back before the next is asked for.
+    pool: BufPool,
     limiter: Limiter,
     stop: Arc<AtomicBool>,
 }
@@ -46,6 +50,7 @@ impl ColdFiles {
             ring,
             reading: OpenFiles::new(FILES_OPEN_MAX),
             writing: None,
+            pool: BufPool::new(POOL_BYTES),
             limiter: Limiter::new(bandwidth_max),
             stop,
         }
@@ -69,7 +74,7 @@ impl ColdStore for ColdFiles {
         self.go_on(DiskVerb::Read, file)?;
         let fd = self.reading.get(file, || self.dir.open_read(file).map(Arc::new))?;
         let (from, whole) = blocks_around(file, at, bytes)?;
-        let mut buf = AlignedBuf::zeroed(whole);
+        let mut buf = self.pool.take(whole);
         let limiter = &mut self.limiter;
         match &self.ring {
             None => {
