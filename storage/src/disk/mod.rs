@@ -4,9 +4,9 @@
 //! sleeps in `poll` until one arrives or a `Waker` says that appends are waiting. Catch-up reads of old frames go through
 //! a `Reader` on a thread of its own, so that they never stand in the way of an acknowledgement.
 //!
-//! Backends: `uring` (io_uring, O_DIRECT and RWF_DSYNC), `plain` (pwritev2 on helper threads, where io_uring is refused)
-//! the simulated disk of the tests, and `mirror`, which makes one disk of two. `probe` finds out which of the first two this machine allows and what one durable
-//! write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
+//! Backends: `uring` (io_uring, O_DIRECT and RWF_DSYNC), `plain` (pwritev2 on helper threads, where io_uring is refused), the
+//! simulated disk of the tests, and `mirror`, which makes one disk of two. `probe` finds out which of the first two this machine
+//! allows and what one durable write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
 pub mod buf;
 mod cold;
