@@ -10,6 +10,15 @@ use crate::disk::BackendChoice;
 pub struct LogConfig {
     /// Data directory; made if it is missing.
     pub dir: PathBuf,
+    /// Second data directory, on another disk: everything is written to both. Made if it is missing.
+    pub mirror_dir: Option<PathBuf>,
+    /// A copy that answers this much later than the other is thrown out.
+    pub mirror_patience: Duration,
+    /// Filling a copy reads and writes at most this many bytes a second.
+    pub mirror_fill_bytes_per_s: u64,
+    /// Open a copy of a mirrored log without the other one, although nothing says that it is not behind; for operators who know that
+    /// the other disk is lost.
+    pub accept_degraded: bool,
     /// Size of a segment file; retention works in whole segments. Ignored once the volume exists: the superblock says.
     pub segment_bytes: u64,
     /// Zero-filled files kept ready, so that a restart works on a full disk.
@@ -113,6 +122,10 @@ impl LogConfig {
     pub fn new(dir: impl Into<PathBuf>) -> LogConfig {
         LogConfig {
             dir: dir.into(),
+            mirror_dir: None,
+            mirror_patience: Duration::from_millis(500),
+            mirror_fill_bytes_per_s: 128 << 20,
+            accept_degraded: false,
             segment_bytes: 64 << 20,
             spare_segments: 2,
             frame_bytes_max: 8 << 20,

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::cold::job::{Done, JobError};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
-use crate::disk::{self, Disk, DiskCompletion, DiskProbe, OpenedDisk, Waker};
-use crate::lock::{DirLock, sync_files};
+use crate::disk::mirror::{MirrorReader, MirrorStatus};
+use crate::disk::{ColdOpener, Disk, DiskCompletion, DiskProbe, Waker};
+use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
+use crate::recovery::pair::restore_files;
 use crate::recovery::recover;
 use crate::report::{LogError, OpenError, RecoveryReport};
 use crate::sorter::{Sorter, Tools};
@@ -48,6 +50,7 @@ struct Shared {
     reads: Arc<ReadPath>,
     listeners: RwLock<Vec<CommitListener>>,
     probe: DiskProbe,
+    mirror: Mirror,
 }
 
 /// The thread works, and looks into the queue before it sleeps.
@@ -112,15 +115,17 @@ pub struct Log {
 impl Log {
     /// Opens or makes the volume in `config.dir`, recovers it and starts the log thread.
     pub fn open(config: LogConfig) -> Result<(Log, RecoveryReport), OpenError> {
-        let lock = DirLock::acquire(&config.dir)?;
-        // One sort's output, should nothing of it compress.
-        let headroom = config.cold.as_ref().map_or(0, |cold| cold.sort_bytes.max(config.segment_bytes));
-        let OpenedDisk { mut disk, reader, cold, probe } = disk::open_with_headroom(&config.dir, config.backend, headroom)?;
-        sync_files(&config.dir)?;
         let clock = Clock::new();
-        let fresh_ids = [uuid::Uuid::new_v4().into_bytes(), uuid::Uuid::new_v4().into_bytes()];
-        let (limits, opening, report) = recover(disk.as_mut(), &config, clock.now(), fresh_ids)?;
+        let opened = mirror::open(&config, clock.start)?;
+        let (mut disk, probe, target) = (opened.disk, opened.probe, opened.target);
+        let restored = restore_files(&mut disk)?;
+        let fresh_ids = [mirror::fresh_id(), mirror::fresh_id()];
+        let (limits, opening, mut report) = recover(&mut disk, &config, clock.now(), fresh_ids)?;
+        report.files_restored = restored;
+        target.fill(&mut disk)?;
         log_report(&report);
+        let control = disk.control();
+        let reader = Arc::new(MirrorReader(Arc::clone(&control)));
         let engine = Engine::new(limits, opening).with_stopwatch(stopwatch);
         let view = Arc::clone(engine.view());
         let shared = Arc::new(Shared {
@@ -131,12 +136,14 @@ impl Log {
             view,
             listeners: RwLock::default(),
             probe,
+            mirror: Mirror { control, dir: config.dir.clone(), backend: config.backend, tiered: config.cold.is_some() },
         });
-        let sorter = match config.cold {
-            Some(cold_config) => Some(start_sorter(&shared, cold, cold_config, report.volume_id)?),
-            None => None,
+        let sorter = match (config.cold, opened.cold) {
+            (Some(cold_config), Some(cold)) => Some(start_sorter(&shared, cold, cold_config, report.volume_id)?),
+            _ => None,
         };
-        let driver = Driver { engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), sorter, _lock: lock };
+        let disk: Box<dyn Disk> = Box::new(disk);
+        let driver = Driver { sorter, engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default() };
         let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
@@ -171,7 +178,7 @@ impl Drop for Log {
 
 fn start_sorter(
     shared: &Arc<Shared>,
-    open: disk::ColdOpener,
+    open: ColdOpener,
     config: ColdConfig,
     log_id: crate::format::Uuid,
 ) -> Result<Sorter, OpenError> {
@@ -308,7 +315,27 @@ impl LogHandle {
     pub fn stats(&self) -> LogStats {
         let mut stats = self.shared.view.stats_mut().clone();
         self.shared.view.reads.add_to(&mut stats);
+        let mirror = self.mirror_status();
+        stats.copies = mirror.in_step() as u64;
+        stats.resilver_done_bytes = mirror.resilver_done_bytes;
+        stats.resilver_total_bytes = mirror.resilver_total_bytes;
         stats
+    }
+
+    /// How the copies of the log are.
+    pub fn mirror_status(&self) -> MirrorStatus {
+        self.shared.mirror.control.status()
+    }
+
+    /// Makes the volume in `dir` the second copy: empty, or a former copy of this log. Returns when filling has begun;
+    /// [`LogHandle::mirror_status`] tells how far it is. Blocks; not for executor threads.
+    pub fn mirror_attach(&self, dir: &std::path::Path) -> Result<(), OpenError> {
+        self.shared.mirror.attach(dir)
+    }
+
+    /// Lets go of a copy, if the other one can do without it; to take its disk out. Blocks for a moment.
+    pub fn mirror_detach(&self, copy_id: [u8; 16]) -> Result<(), OpenError> {
+        self.shared.mirror.detach(copy_id)
     }
 
     /// What the disk and the kernel offer.
@@ -369,14 +396,13 @@ impl Clock {
 
 /// The log thread.
 struct Driver {
+    /// Before the disk, which holds the lock: its thread has ended when another may open the directory.
+    sorter: Option<Sorter>,
     engine: Engine<Ticket>,
     disk: Box<dyn Disk>,
     shared: Arc<Shared>,
     clock: Clock,
     sinks: Grouped,
-    /// Before the lock: its thread has ended when another may open the directory.
-    sorter: Option<Sorter>,
-    _lock: DirLock,
 }
 
 impl Driver {
@@ -465,6 +491,7 @@ impl Driver {
         };
         drop(queue);
         self.disk.poll(wait, completions);
+        self.engine.set_durable_copies(self.disk.durable_copies());
         self.shared.sleep.store(AWAKE, Ordering::SeqCst);
     }
 }

@@ -147,6 +147,7 @@ impl ReadPath {
             position,
             place,
             READ_AHEAD,
+            None,
             Box::new(move |fetched| match fetched {
                 Ok(frame) => path.drive(walk, Some(frame), reply),
                 Err(FetchError::Gone) => path.answer_gone(walk, reply),
@@ -183,8 +184,16 @@ impl ReadPath {
         self.cold.lock().unwrap_or_else(PoisonError::into_inner).get(position).cloned()
     }
 
-    /// Reads the frame at a position, and what lies behind it within `bytes`.
-    fn fetch(self: &Arc<Self>, position: Position, place: SegmentPlace, bytes: usize, then: Box<dyn FnOnce(Fetched) + Send>) {
+    /// Reads the frame at a position, and what lies behind it within `bytes`: from the first copy, or from the other one where
+    /// the first has failed already.
+    fn fetch(
+        self: &Arc<Self>,
+        position: Position,
+        place: SegmentPlace,
+        bytes: usize,
+        failed: Option<FetchError>,
+        then: Box<dyn FnOnce(Fetched) + Send>,
+    ) {
         let path = Arc::clone(self);
         let at = u64::from(position.block) * BLOCK as u64;
         let left = (place.end_block - position.block) as usize * BLOCK;
@@ -192,17 +201,37 @@ impl ReadPath {
         let then = Arc::new(Mutex::new(Some(then)));
         let answer = Arc::clone(&then);
         let bytes = bytes.min(left);
+        let other = failed.is_some();
         let reply = Box::new(move |result: Result<Bytes, crate::disk::DiskError>| {
             let Some(then) = take(&answer) else { return };
             match result {
-                Ok(data) => path.fetched(position, place, &data, left, then),
-                Err(error) => then(Err(FetchError::Io(error.to_string()))),
+                Ok(data) => path.fetched(position, place, &data, left, failed, then),
+                Err(error) => path.fetch_failed(position, place, failed, FetchError::Io(error.to_string()), then),
             }
         });
-        if self.reader.read(DiskRead { file: FileId::Segment(place.file), at, bytes, reply }).is_err()
+        let request = DiskRead { file: FileId::Segment(place.file), at, bytes, reply };
+        let queued = if other { self.reader.read_other(request) } else { self.reader.read(request) };
+        if queued.is_err()
             && let Some(then) = take(&then)
         {
             then(Err(FetchError::Busy));
+        }
+    }
+
+    /// One copy could not give the frame: the other one may, unless it was asked already.
+    fn fetch_failed(
+        self: &Arc<Self>,
+        position: Position,
+        place: SegmentPlace,
+        before: Option<FetchError>,
+        error: FetchError,
+        then: Box<dyn FnOnce(Fetched) + Send>,
+    ) {
+        match before {
+            None if self.reader.has_other() => self.fetch(position, place, READ_AHEAD, Some(error), then),
+            None => then(Err(error)),
+            // What the first copy had to say is as good.
+            Some(first) => then(Err(first)),
         }
     }
 
@@ -212,14 +241,20 @@ impl ReadPath {
         place: SegmentPlace,
         data: &Bytes,
         left: usize,
+        failed: Option<FetchError>,
         then: Box<dyn FnOnce(Fetched) + Send>,
     ) {
         let first = match self.parse(position, data) {
             Parsed::Frame(frame) => frame,
-            Parsed::Longer(bytes) if bytes <= left && bytes > data.len() => return self.fetch(position, place, bytes, then),
+            Parsed::Longer(bytes) if bytes <= left && bytes > data.len() => {
+                return self.fetch(position, place, bytes, failed, then);
+            }
             _ => {
                 let gone = position.sequence < self.view.tables().first_sequence();
-                return then(Err(if gone { FetchError::Gone } else { FetchError::Damaged }));
+                if gone {
+                    return then(Err(FetchError::Gone));
+                }
+                return self.fetch_failed(position, place, failed, FetchError::Damaged, then);
             }
         };
         let mut frames = vec![(position, Arc::clone(&first))];
@@ -301,7 +336,7 @@ impl ReadPath {
                     }
                     Err(FetchError::Gone | FetchError::Busy) => reply(Err(ReadError::Busy)),
                 });
-                return self.fetch(position, place, READ_AHEAD, then);
+                return self.fetch(position, place, READ_AHEAD, None, then);
             };
             if let Some(found) = search.look(&frame) {
                 return reply(Ok(Some(found)));

@@ -67,6 +67,10 @@ pub struct RecoveryReport {
     pub headers_repaired: u64,
     /// A superblock slot was damaged; the other was used.
     pub superblock_damaged: bool,
+    /// Frames and headers that one copy had lost and the other one gave back.
+    pub mended: u64,
+    /// Segment files that were missing on one copy and came back from the other.
+    pub files_restored: u64,
     /// Partitions found.
     pub partitions: u64,
     /// Producer lanes found.
@@ -202,6 +206,37 @@ pub enum OpenError {
         "a write to this volume failed and fenced it: check the disk and the kernel's log, then open it with accept_fenced = true"
     )]
     Fenced,
+    /// The other copy of a mirrored log is not to be had, and may have gone on without this one.
+    #[error(
+        "the other copy of this log is missing ({what}), and nothing says that this one is not behind it: bring the disk back, or open with accept_degraded = true if it is lost for good"
+    )]
+    MirrorMissing {
+        /// Which copy, and what is there instead.
+        what: String,
+    },
+    /// Another log lies where the other copy should be.
+    #[error(
+        "{path} holds log {found}, not a copy of {expected}: the wrong disk is mounted; empty it if it is to become the mirror"
+    )]
+    MirrorForeign {
+        /// Its directory.
+        path: String,
+        /// UUID found.
+        found: String,
+        /// UUID of the log.
+        expected: String,
+    },
+    /// Both copies say that they are the log.
+    #[error(
+        "both copies say that the other one is behind: each has gone on without the other; keep the one that is right and empty the other's directory"
+    )]
+    MirrorSplit,
+    /// Only a copy that was being filled is here.
+    #[error("this copy of the log was still being filled from the other one and is not whole: bring the other disk back")]
+    MirrorIncomplete,
+    /// A copy cannot be attached or let go of now.
+    #[error("{0}")]
+    MirrorBusy(String),
     /// Limits contradict each other.
     #[error("bad limits: {0}")]
     BadConfig(String),

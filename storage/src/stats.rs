@@ -132,6 +132,12 @@ pub struct LogStats {
     pub damaged_frames: u64,
     /// Making a spare segment failed for want of space and has not succeeded since.
     pub disk_full: bool,
+    /// Copies that hold everything: two for a mirrored log in health.
+    pub copies: u64,
+    /// While a copy is being filled: bytes copied.
+    pub resilver_done_bytes: u64,
+    /// Of so many; 0: no copy is being filled.
+    pub resilver_total_bytes: u64,
     /// Why the log takes no more, if it has stopped.
     pub failed: Option<String>,
 }

@@ -172,12 +172,14 @@ impl From<Vec<i64>> for BaseOffsets {
     }
 }
 
-/// How durable a committed append is. One copy is all there is until volumes are mirrored.
+/// How durable a committed append is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
     /// On one disk, flushed.
     OneCopy,
+    /// On two disks, flushed on both.
+    TwoCopies,
 }
 
 /// The answer to one append.

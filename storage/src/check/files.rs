@@ -5,8 +5,8 @@ use std::path::Path;
 use super::disk::ReadOnlyDisk;
 use super::report::{CheckError, CheckReport, VolumeFacts};
 use crate::disk::{AlignedBuf, Disk, FileId};
-use crate::format::superblock::{FORMAT, SLOTS, Slot, Superblock, VolumeState};
-use crate::format::{BLOCK, u16_at};
+use crate::format::superblock::{FORMAT, Peer, SLOTS, Slot, Superblock, VolumeState};
+use crate::format::{BLOCK, u16_at, uuid_text};
 use crate::recovery::deep::Parts;
 use crate::report::OpenError;
 
@@ -44,7 +44,28 @@ pub(super) fn superblock(disk: &mut ReadOnlyDisk, report: &mut CheckReport) -> R
             report.damage("superblock", Some(at), what);
         }
     }
+    if let Some(superblock) = &best {
+        pair(superblock, report);
+    }
     Ok(best)
+}
+
+/// A check looks at one directory, but it may hold one of two copies.
+fn pair(superblock: &Superblock, report: &mut CheckReport) {
+    let other = uuid_text(&superblock.peer_id);
+    match superblock.peer {
+        Peer::None => {}
+        Peer::InStep => {
+            report.note(
+                "superblock",
+                format!("one of two copies of the log: the other one, {other}, is not looked at, and may mend this one"),
+            );
+        }
+        Peer::Out => report.note("superblock", format!("one of two copies of the log, going on without the other one, {other}")),
+        Peer::Filling => {
+            report.damage("superblock", None, format!("a node does not open this copy alone: {}", OpenError::MirrorIncomplete))
+        }
+    }
 }
 
 fn facts(superblock: &Superblock, block: &[u8]) -> VolumeFacts {

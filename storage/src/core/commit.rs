@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::cold::RESERVED_KEY;
 use super::{Engine, Group, InFlight, Output, Pending, Writing};
 use crate::format::BLOCK;
-use crate::types::{Durability, Lsn, MetaOp, Outcome, PartitionOp, ProducerState};
+use crate::types::{Lsn, MetaOp, Outcome, PartitionOp, ProducerState};
 use crate::view::{CachedFrame, Position, SegmentPlace, Tables};
 
 impl<T> Engine<T> {
@@ -124,13 +124,14 @@ impl<T> Engine<T> {
     fn answer(&mut self, group: Group<T>, lsn: u64, out: &mut Output<T>) {
         self.group_durable = group.number;
         self.counters.appends += group.appends.len() as u64;
+        let durable = self.durable;
         out.outcomes.reserve(group.appends.len() + group.duplicates.len());
         for Pending { ticket, base_offsets, .. } in group.appends {
             let Some(ticket) = ticket else {
                 self.own_durable();
                 continue;
             };
-            out.outcomes.push((ticket, Outcome::Committed { lsn: Lsn(lsn), base_offsets, durable: Durability::OneCopy }));
+            out.outcomes.push((ticket, Outcome::Committed { lsn: Lsn(lsn), base_offsets, durable }));
         }
         out.outcomes.extend(group.duplicates);
     }

@@ -34,7 +34,7 @@ use crate::format::superblock::{SLOTS, Superblock, VolumeState};
 use crate::report::OpenError;
 use crate::stats::LogStats;
 use crate::table::{NumberMap, PartitionMap};
-use crate::types::{Append, AppendError, BaseOffsets, ClassId, Outcome, PartitionId, ProducerKey};
+use crate::types::{Append, AppendError, BaseOffsets, ClassId, Durability, Outcome, PartitionId, ProducerKey};
 use crate::view::{Position, Slice, View};
 use compress::{Effort, FrameCompressor};
 
@@ -344,6 +344,8 @@ pub struct Engine<T> {
     superblock_dirty: bool,
     superblock_op: Option<(u64, Superblock)>,
     counters: LogStats,
+    /// What a write that completes now has reached.
+    durable: Durability,
 }
 
 impl<T> Engine<T> {
@@ -405,6 +407,7 @@ impl<T> Engine<T> {
             superblock_dirty: false,
             superblock_op: None,
             counters,
+            durable: Durability::OneCopy,
             view,
         };
         assert!(engine.superblock.durable_lsn <= engine.lsn_durable, "the superblock knows no more than recovery found");
@@ -417,6 +420,11 @@ impl<T> Engine<T> {
     pub fn with_stopwatch(mut self, stopwatch: fn() -> Duration) -> Engine<T> {
         self.stopwatch = stopwatch;
         self
+    }
+
+    /// Copies that the completions of the next step are durable on: what the disk says after they came out of it.
+    pub fn set_durable_copies(&mut self, copies: usize) {
+        self.durable = if copies > 1 { Durability::TwoCopies } else { Durability::OneCopy };
     }
 
     /// The durable state.

@@ -4,13 +4,14 @@
 //! sleeps in `poll` until one arrives or a `Waker` says that appends are waiting. Catch-up reads of old frames go through
 //! a `Reader` on a thread of its own, so that they never stand in the way of an acknowledgement.
 //!
-//! Backends: `uring` (io_uring, O_DIRECT and RWF_DSYNC), `plain` (pwritev2 on helper threads, where io_uring is refused)
-//! and the simulated disk of the tests. `probe` finds out which of the first two this machine allows and what one durable
-//! write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
+//! Backends: `uring` (io_uring, O_DIRECT and RWF_DSYNC), `plain` (pwritev2 on helper threads, where io_uring is refused), the
+//! simulated disk of the tests, and `mirror`, which makes one disk of two. `probe` finds out which of the first two this machine
+//! allows and what one durable write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
 pub mod buf;
 mod cold;
 mod files;
+pub mod mirror;
 mod plain;
 mod probe;
 mod reader;
@@ -294,6 +295,28 @@ pub trait Disk: Send {
 
     /// Removes a file, durably. Nothing of it may be in flight.
     fn remove(&mut self, file: FileId) -> Result<(), DiskError>;
+
+    /// Copies that recovery can choose from, each with everything: two for a mirror in step.
+    fn copies(&self) -> usize {
+        1
+    }
+
+    /// Copies that a write completed now is durable on.
+    fn durable_copies(&self) -> usize {
+        1
+    }
+
+    /// `read` from one of the copies.
+    fn read_copy(&mut self, copy: usize, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {
+        assert_eq!(copy, 0, "there is only one copy");
+        self.read(file, at, buf, bytes)
+    }
+
+    /// `write_now` to one of the copies, which the other one showed to be wrong there.
+    fn mend(&mut self, copy: usize, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
+        assert_eq!(copy, 0, "there is only one copy");
+        self.write_now(file, at, data, bytes)
+    }
 }
 
 /// Operations that may be in flight at once. The log keeps one or two writes and one zero-fill there; a breach panics.
@@ -360,6 +383,17 @@ impl fmt::Debug for DiskRead {
 pub trait Reader: Send + Sync {
     /// Queues a read. Never blocks: a full (or closed) queue hands the request back.
     fn read(&self, request: DiskRead) -> Result<(), DiskRead>;
+
+    /// The same from the other copy, when what the first one gave was an error or damaged; without one, or with a full
+    /// queue, the request comes back.
+    fn read_other(&self, request: DiskRead) -> Result<(), DiskRead> {
+        Err(request)
+    }
+
+    /// Whether there is another copy to read from.
+    fn has_other(&self) -> bool {
+        false
+    }
 
     /// Lets go of a file that is about to be removed.
     fn forget(&self, file: FileId);

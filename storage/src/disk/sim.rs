@@ -14,8 +14,9 @@
 //! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
 //! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
 //!   to another block than the one meant and completes all the same.
+//! - **Death and hanging** (of one disk of a pair): a dead disk answers everything with an error and never comes back; a hanging one
+//!   does not answer until it comes to.
 //! - **Power cut during recovery.** A synchronous write may be the last thing that happens.
-//!
 //! - **Cold files.** What has not been sealed is, after a power cut, missing, cut off, or there with torn sectors. A full disk refuses
 //!   the write; the power may go between any two operations of a job, and in the middle of a write.
 //!
@@ -63,6 +64,7 @@ struct Store {
     unreadable: BTreeSet<(FileId, u64)>,
     /// Cached writes of a lying disk: what was there before.
     cached: Vec<(FileId, u64, Vec<u8>)>,
+    dead: bool,
     /// Cold files that are not durable yet.
     unsealed: BTreeSet<FileId>,
 }
@@ -91,6 +93,8 @@ pub struct SimDisk {
     pub writes_until_cut: Option<u32>,
     /// Bits rotted, sectors unreadable, writes misdirected so far.
     pub damages: u64,
+    /// Answers nothing for now.
+    pub hangs: bool,
     now: Duration,
     pending: Vec<Pending>,
 }
@@ -106,6 +110,7 @@ impl SimDisk {
             cold_bytes_max: usize::MAX,
             writes_until_cut: None,
             damages: 0,
+            hangs: false,
             now: Duration::ZERO,
             pending: Vec::new(),
         }
@@ -127,6 +132,25 @@ impl SimDisk {
         self.now = now;
     }
 
+    /// From now on everything fails.
+    pub fn die(&mut self) {
+        self.store().dead = true;
+    }
+
+    /// Whether it has died.
+    pub fn is_dead(&self) -> bool {
+        self.store().dead
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    fn check_alive(&self, verb: DiskVerb, file: FileId) -> Result<(), DiskError> {
+        if self.is_dead() { Err(DiskError::Io { verb, file, errno: Errno::IO }) } else { Ok(()) }
+    }
+
     /// When the next operation is due.
     pub fn next_due(&self) -> Option<Duration> {
         self.pending.iter().map(|pending| pending.due).min()
@@ -134,6 +158,7 @@ impl SimDisk {
 
     /// The power goes: everything under way is settled by chance.
     pub fn power_cut(&mut self) {
+        self.hangs = false;
         self.writes_until_cut = None;
         for pending in std::mem::take(&mut self.pending) {
             self.settle(pending.op);
@@ -270,7 +295,9 @@ impl SimDisk {
 
     fn complete(&mut self, pending: Pending) -> DiskCompletion {
         let Pending { id, op, fails, .. } = pending;
+        let fails = fails || self.is_dead();
         let result = match op {
+            DiskOp::Zero { file, .. } if fails => Err(DiskError::Io { verb: DiskVerb::ZeroFill, file, errno: Errno::IO }),
             DiskOp::Write { file, at, data, bytes } if fails => {
                 self.tear(file, at, &data[..bytes]);
                 let short = DiskError::Short { verb: DiskVerb::Write, file, at, wanted: bytes as u64, done: 0 };
@@ -280,7 +307,6 @@ impl SimDisk {
                 self.write(file, at, &data[..bytes]);
                 Ok(())
             }
-            DiskOp::Zero { file, .. } if fails => Err(DiskError::Io { verb: DiskVerb::ZeroFill, file, errno: Errno::IO }),
             DiskOp::Zero { file, bytes } => {
                 let segments = self.store().files.keys().filter(|file| matches!(file, FileId::Segment(_))).count();
                 if segments >= self.files_max && !self.store().files.contains_key(&file) {
@@ -334,6 +360,9 @@ impl Disk for SimDisk {
     }
 
     fn poll(&mut self, _wait: Option<Duration>, out: &mut Vec<DiskCompletion>) {
+        if self.hangs {
+            return;
+        }
         let now = self.now;
         let (mut due, later): (Vec<Pending>, _) =
             std::mem::take(&mut self.pending).into_iter().partition(|pending| pending.due <= now);
@@ -350,11 +379,13 @@ impl Disk for SimDisk {
     }
 
     fn list_segments(&mut self) -> Result<Vec<u32>, DiskError> {
+        self.check_alive(DiskVerb::List, FileId::Superblock)?;
         let number = |file: &FileId| if let FileId::Segment(number) = file { Some(*number) } else { None };
         Ok(self.store().files.keys().filter_map(number).collect())
     }
 
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
+        self.check_alive(DiskVerb::Stat, file)?;
         Ok(self.store().files.get(&file).map(|data| data.len() as u64))
     }
 
@@ -365,6 +396,7 @@ impl Disk for SimDisk {
     }
 
     fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
+        self.check_alive(DiskVerb::Write, file)?;
         match &mut self.writes_until_cut {
             Some(0) => {
                 self.tear(file, at, &data[..bytes]);
@@ -384,6 +416,9 @@ impl Disk for SimDisk {
 }
 
 fn read_store(store: &Store, file: FileId, at: u64, bytes: usize) -> Result<Vec<u8>, DiskError> {
+    if store.dead {
+        return Err(DiskError::Io { verb: DiskVerb::Read, file, errno: Errno::IO });
+    }
     let data = store.files.get(&file).ok_or(DiskError::Missing { verb: DiskVerb::Read, file })?;
     let (from, end) = (at as usize, at as usize + bytes);
     if end > data.len() {

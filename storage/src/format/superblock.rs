@@ -19,7 +19,8 @@ impl std::fmt::Display for FormatVersion {
     }
 }
 
-/// The newest version known here, and the one that is written. 1.1: classes of partitions, raised starts, cold segments.
+/// The newest version known here, and the one that is written. 1.1: classes of partitions, raised starts, cold segments, a second
+/// copy of the log.
 pub const FORMAT: FormatVersion = FormatVersion { major: 1, minor: 1 };
 /// Slots A and B.
 pub const SLOTS: u64 = 2;
@@ -35,6 +36,19 @@ pub enum VolumeState {
     Closed,
     /// A write failed: this copy takes no more.
     Fenced,
+}
+
+/// What this copy of the log knows of the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// There is none: the only copy.
+    None,
+    /// Both hold everything that was acknowledged.
+    InStep,
+    /// The other one is behind since about `peer_lsn`: this one is the survivor.
+    Out,
+    /// This copy is being filled from the other one, and is worth nothing until that is done.
+    Filling,
 }
 
 /// One slot.
@@ -60,6 +74,14 @@ pub struct Superblock {
     pub first_sequence: u64,
     /// Youngest segment known to exist.
     pub last_sequence: u64,
+    /// Which copy of the log this is; zero where it was never asked (format 1.0).
+    pub copy_id: Uuid,
+    /// The other copy; zero: there never was one.
+    pub peer_id: Uuid,
+    /// How the other copy stands.
+    pub peer: Peer,
+    /// Where `peer` is `Out`: up to here at least both were in step.
+    pub peer_lsn: u64,
 }
 
 /// What a slot turned out to hold.
@@ -102,6 +124,16 @@ impl Superblock {
         put(&mut block, 88, &state.to_le_bytes());
         put(&mut block, 96, &self.first_sequence.to_le_bytes());
         put(&mut block, 104, &self.last_sequence.to_le_bytes());
+        put(&mut block, 112, &self.copy_id);
+        put(&mut block, 128, &self.peer_id);
+        let peer: u32 = match self.peer {
+            Peer::None => 0,
+            Peer::InStep => 1,
+            Peer::Out => 2,
+            Peer::Filling => 3,
+        };
+        put(&mut block, 144, &peer.to_le_bytes());
+        put(&mut block, 152, &self.peer_lsn.to_le_bytes());
         let crc = crc32c::crc32c(&block[12..]);
         put(&mut block, 8, &crc.to_le_bytes());
         block
@@ -129,6 +161,13 @@ impl Superblock {
             2 => VolumeState::Fenced,
             _ => return Slot::Damaged,
         };
+        let peer = match u32_at(block, 144) {
+            0 => Peer::None,
+            1 => Peer::InStep,
+            2 => Peer::Out,
+            3 => Peer::Filling,
+            _ => return Slot::Damaged,
+        };
         Slot::Good(Superblock {
             node_id: array_at(block, 16),
             volume_id: array_at(block, 32),
@@ -140,6 +179,10 @@ impl Superblock {
             state,
             first_sequence: u64_at(block, 96),
             last_sequence: u64_at(block, 104),
+            copy_id: array_at(block, 112),
+            peer_id: array_at(block, 128),
+            peer,
+            peer_lsn: u64_at(block, 152),
         })
     }
 }
@@ -151,10 +194,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip_and_any_changed_byte_is_seen(ids in any::<([u8; 16], [u8; 16])>(), numbers in any::<[u64; 7]>(), state in 0..3_u8, at in 0..BLOCK, flip in 1..=255_u8) {
-            let [generation, epoch, durable_lsn, segment_bytes, created_ms, first_sequence, last_sequence] = numbers;
+        fn round_trip_and_any_changed_byte_is_seen(ids in any::<[[u8; 16]; 4]>(), numbers in any::<[u64; 8]>(), state in 0..3_u8, peer in 0..4_u8, at in 0..BLOCK, flip in 1..=255_u8) {
+            let [generation, epoch, durable_lsn, segment_bytes, created_ms, first_sequence, last_sequence, peer_lsn] = numbers;
             let state = [VolumeState::Open, VolumeState::Closed, VolumeState::Fenced][usize::from(state)];
-            let superblock = Superblock { node_id: ids.0, volume_id: ids.1, generation, epoch, durable_lsn, segment_bytes, created_ms, state, first_sequence, last_sequence };
+            let peer = [Peer::None, Peer::InStep, Peer::Out, Peer::Filling][usize::from(peer)];
+            let [node_id, volume_id, copy_id, peer_id] = ids;
+            let superblock = Superblock { node_id, volume_id, generation, epoch, durable_lsn, segment_bytes, created_ms, state, first_sequence, last_sequence, copy_id, peer_id, peer, peer_lsn };
             let mut block = superblock.encode();
             prop_assert_eq!(Superblock::decode(&block), Slot::Good(superblock));
             block[at] ^= flip;
@@ -162,9 +207,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_newer_version_is_told_from_damage() {
-        let superblock = Superblock {
+    fn sample() -> Superblock {
+        Superblock {
             node_id: [1; 16],
             volume_id: [2; 16],
             generation: 1,
@@ -175,8 +219,28 @@ mod tests {
             state: VolumeState::Open,
             first_sequence: 1,
             last_sequence: 0,
-        };
-        let mut block = superblock.encode();
+            copy_id: [0; 16],
+            peer_id: [0; 16],
+            peer: Peer::None,
+            peer_lsn: 0,
+        }
+    }
+
+    #[test]
+    fn what_knows_of_no_mirror_is_the_only_copy() {
+        for minor in [0, FORMAT.minor] {
+            let mut block = sample().encode();
+            put(&mut block, 14, &minor.to_le_bytes());
+            assert!(block[112..].iter().all(|byte| *byte == 0));
+            let crc = crc32c::crc32c(&block[12..]);
+            put(&mut block, 8, &crc.to_le_bytes());
+            assert_eq!(Superblock::decode(&block), Slot::Good(sample()));
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut block = sample().encode();
         for version in [FormatVersion { major: 2, minor: 0 }, FormatVersion { minor: FORMAT.minor + 1, ..FORMAT }] {
             put(&mut block, 12, &version.major.to_le_bytes());
             put(&mut block, 14, &version.minor.to_le_bytes());

@@ -14,7 +14,7 @@ use crate::format::BLOCK;
 use crate::format::frame::{Entry, FrameHeader, FrameKind};
 use crate::format::segment::{HeaderBlock, SegmentHeader};
 use crate::format::snapshot::Item;
-use crate::format::superblock::{Superblock, VolumeState};
+use crate::format::superblock::{Peer, Superblock, VolumeState};
 use crate::report::{Damage, Gap, OpenError, RecoveryReport};
 
 /// The segment files of a volume, as far as they can be told.
@@ -72,9 +72,9 @@ fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Vec<Segment>, 
         let header = match header(disk, file) {
             Some(header) if header.volume_id == superblock.volume_id => Some((header, false, true)),
             Some(_) => None,
-            None => {
-                Scanner::new(disk, superblock).any_frame(file).map(|found| (found.header_of_segment(), true, found.is_first()))
-            }
+            None => Scanner::new(disk, superblock)
+                .any_frame(file)
+                .map(|(_, found)| (found.header_of_segment(), true, found.is_first())),
         };
         if let Some((header, repaired, exact)) = header.filter(|(header, ..)| header.sequence >= superblock.first_sequence) {
             segments.push(Segment { file, header, repaired, exact });
@@ -110,6 +110,10 @@ pub(crate) fn superblock_from_segments(disk: &mut dyn Disk) -> Result<Option<Sup
                 state: VolumeState::Open,
                 first_sequence: 0,
                 last_sequence: 0,
+                copy_id: [0; 16],
+                peer_id: [0; 16],
+                peer: Peer::None,
+                peer_lsn: 0,
             }));
         }
     }

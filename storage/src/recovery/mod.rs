@@ -1,5 +1,6 @@
 //! From files back to the state of the log, believing nothing that a CRC, the chain and the superblock do not vouch for.
 //!
+//! 0. `pair.rs`: which of two copies are the log. In step, everything below reads the union of both and mends what one has lost.
 //! 1. `volume.rs`: the superblock; which segment file is which life.
 //! 2. `scan.rs`: frames of one segment, with what is wrong with the first bad one.
 //! 3. `replay.rs`: the state they add up to.
@@ -10,6 +11,7 @@
 //! byte is verified. Memory: one window of the file, at most one frame, and the state itself.
 
 pub(crate) mod deep;
+pub mod pair;
 mod replay;
 mod scan;
 mod volume;
@@ -63,7 +65,12 @@ pub fn recover(
     }
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
     scanner.refuse_newer()?;
-    report.bytes = scanner.bytes_read;
+    let (bytes, mended, failed) = (scanner.bytes_read, scanner.mended, scanner.failed);
+    report.bytes = bytes;
+    report.mended += mended;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
     let last_lsn = last_lsn.max(volume.superblock.durable_lsn);
     let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report)?;
 

@@ -1,7 +1,7 @@
 //! Frames of one segment, read through a window: memory stays bounded however large the segment is.
 
 use super::volume::Segment;
-use crate::disk::{AlignedBuf, Disk, FileId, blocks_up};
+use crate::disk::{AlignedBuf, Disk, DiskError, FileId, blocks_up};
 use crate::format::BLOCK;
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
 use crate::format::segment::SegmentHeader;
@@ -57,29 +57,41 @@ impl Found {
 pub(super) struct Scanner<'a> {
     disk: &'a mut dyn Disk,
     superblock: Superblock,
-    window: AlignedBuf,
-    /// File, start and length of what the window holds.
-    held: Option<(u32, u64, usize)>,
+    /// One for each copy of the log.
+    windows: Vec<Window>,
     /// Of the last good frame: the next one is probably alike.
     frame_bytes: usize,
     pub(super) bytes_read: u64,
     /// The first frame that only a newer program can read.
     newer: Option<(u32, u64, frame::Unknown)>,
     all_payloads: bool,
+    /// Frames written to the copy that lacked them.
+    pub(super) mended: u64,
+    /// Why mending failed for good.
+    pub(super) failed: Option<DiskError>,
+}
+
+/// A stretch of one file of one copy.
+struct Window {
+    bytes: AlignedBuf,
+    /// File, start and length of what it holds.
+    held: Option<(u32, u64, usize)>,
 }
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
-        let window = AlignedBuf::zeroed(WINDOW);
+        let window = || Window { bytes: AlignedBuf::zeroed(WINDOW), held: None };
+        let windows = (0..disk.copies()).map(|_| window()).collect();
         Scanner {
             disk,
             superblock: *superblock,
-            window,
-            held: None,
+            windows,
             frame_bytes: 0,
             bytes_read: 0,
             newer: None,
             all_payloads: false,
+            mended: 0,
+            failed: None,
         }
     }
 
@@ -96,38 +108,39 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `bytes` bytes at `at`, of which the caller needs all. Reads up to `ahead` bytes.
-    fn bytes(&mut self, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<&[u8], String> {
-        let inside = self
+    /// `bytes` bytes at `at` of one copy, of which the caller needs all. Reads up to `ahead` bytes.
+    fn bytes(&mut self, copy: usize, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<&[u8], String> {
+        let inside = self.windows[copy]
             .held
             .filter(|(held, start, length)| *held == file && *start <= at && at + bytes as u64 <= start + *length as u64);
         let start = match inside {
             Some((_, start, _)) => start,
             None => {
-                self.fill(file, at, bytes, ahead)?;
+                self.fill(copy, file, at, bytes, ahead)?;
                 at
             }
         };
         let from = (at - start) as usize;
-        Ok(&self.window[from..from + bytes])
+        Ok(&self.windows[copy].bytes[from..from + bytes])
     }
 
-    fn fill(&mut self, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<(), String> {
+    fn fill(&mut self, copy: usize, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<(), String> {
         let end = self.superblock.segment_bytes;
         if at + bytes as u64 > end {
             return Err("it reaches beyond the segment".to_owned());
         }
         let least = blocks_up(bytes);
         let most = least.max(ahead.min((end - at) as usize));
-        self.held = None;
+        let window = &mut self.windows[copy];
+        window.held = None;
         for length in [most, least] {
-            if self.window.len() < length {
-                self.window = AlignedBuf::zeroed(length);
+            if window.bytes.len() < length {
+                window.bytes = AlignedBuf::zeroed(length);
             }
-            match self.disk.read(FileId::Segment(file), at, &mut self.window, length) {
+            match self.disk.read_copy(copy, FileId::Segment(file), at, &mut window.bytes, length) {
                 Ok(()) => {
                     self.bytes_read += length as u64;
-                    self.held = Some((file, at, length));
+                    window.held = Some((file, at, length));
                     return Ok(());
                 }
                 // A bad sector further on must not hide what lies before it.
@@ -138,9 +151,44 @@ impl<'a> Scanner<'a> {
         unreachable!("the loop ends with a return")
     }
 
-    /// The frame at `position`, if it is good.
+    /// The frame at `position`, if it is good on any copy. A copy on which it is not gets it from the one on which it is; with
+    /// `verify` every copy is looked at, without only as many as it takes.
     pub(super) fn frame(&mut self, segment: &Segment, position: u64, expected: Expected, verify: bool) -> Result<Found, String> {
-        let found = self.intact(segment, position, verify)?;
+        let mut good: Option<(usize, Found)> = None;
+        let mut bad = Vec::new();
+        let mut reason = None;
+        for copy in 0..self.windows.len() {
+            if good.is_some() && !verify && bad.is_empty() {
+                break;
+            }
+            match self.expected(copy, segment, position, expected, verify) {
+                Ok(found) if good.is_none() => good = Some((copy, found)),
+                Ok(found) => {
+                    let same = good.as_ref().is_some_and(|(_, first)| first.header == found.header);
+                    bad.extend((!same).then_some(copy));
+                }
+                Err(error) => {
+                    bad.push(copy);
+                    reason = reason.or(Some(error));
+                }
+            }
+        }
+        let Some((copy, found)) = good else { return Err(reason.unwrap_or_default()) };
+        for lacking in bad {
+            self.mend(copy, lacking, segment, &found);
+        }
+        Ok(found)
+    }
+
+    fn expected(
+        &mut self,
+        copy: usize,
+        segment: &Segment,
+        position: u64,
+        expected: Expected,
+        verify: bool,
+    ) -> Result<Found, String> {
+        let found = self.intact(copy, segment, position, verify)?;
         if found.header.lsn != expected.lsn {
             return Err(format!("frame {} is here instead", found.header.lsn));
         }
@@ -150,12 +198,31 @@ impl<'a> Scanner<'a> {
         Ok(found)
     }
 
+    /// Writes a frame to the copy that lacks it, if it is whole.
+    fn mend(&mut self, from: usize, to: usize, segment: &Segment, found: &Found) {
+        // Nothing is written over what only a newer program can read, nor anywhere else then.
+        if self.failed.is_some() || self.newer.is_some() || self.intact(from, segment, found.position, true).is_err() {
+            return;
+        }
+        let bytes = found.header.frame_bytes();
+        let Ok(frame) = self.bytes(from, segment.file, found.position, bytes, bytes) else { return };
+        let frame = AlignedBuf::copy_of(frame);
+        match self.disk.mend(to, FileId::Segment(segment.file), found.position, &frame, bytes) {
+            Ok(()) => self.mended += 1,
+            Err(error) => self.failed = Some(error),
+        }
+        // The copy may have failed and be gone: what the windows hold may be another's.
+        let copies = self.disk.copies();
+        self.windows.truncate(copies);
+        self.windows.iter_mut().for_each(|window| window.held = None);
+    }
+
     /// A frame that is good in itself and belongs to this life of the segment.
-    fn intact(&mut self, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
+    fn intact(&mut self, copy: usize, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
         let ahead = if verify || self.frame_bytes < HOP_FROM { WINDOW } else { WINDOW_HOP };
-        let first = self.bytes(segment.file, position, BLOCK, ahead)?;
+        let first = self.bytes(copy, segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
-        let head = self.bytes(segment.file, position, length, ahead)?;
+        let head = self.bytes(copy, segment.file, position, length, ahead)?;
         let read = frame::decode_header(head).and_then(|header| Ok((header, header.directory(head)?)));
         let (header, entries) = match read {
             Ok(read) => read,
@@ -174,7 +241,7 @@ impl<'a> Scanner<'a> {
         let wanted = self.all_payloads
             || entries.iter().any(|entry| matches!(entry.kind, EntryKind::Meta | EntryKind::Changes | EntryKind::Snapshot));
         if verify {
-            let whole = self.bytes(segment.file, position, header.frame_bytes(), ahead)?;
+            let whole = self.bytes(copy, segment.file, position, header.frame_bytes(), ahead)?;
             let stored = header.verified_payload(whole)?;
             if wanted {
                 payload = Some(header.raw_payload(stored)?);
@@ -200,11 +267,13 @@ impl<'a> Scanner<'a> {
     /// The first frame from `position` on that is good in itself and has an LSN of at least `lsn` and below `limit`.
     pub(super) fn find_next(&mut self, segment: &Segment, mut position: u64, lsn: u64, limit: u64) -> Option<Found> {
         while position < self.superblock.segment_bytes {
-            if self.may_be_frame(segment, position)
-                && let Ok(found) = self.intact(segment, position, true)
-                && (lsn..limit).contains(&found.header.lsn)
-            {
-                return Some(found);
+            for copy in 0..self.windows.len() {
+                if self.may_be_frame(copy, segment, position)
+                    && let Ok(found) = self.intact(copy, segment, position, true)
+                    && (lsn..limit).contains(&found.header.lsn)
+                {
+                    return Some(found);
+                }
             }
             position += BLOCK as u64;
         }
@@ -224,16 +293,20 @@ impl<'a> Scanner<'a> {
 
     /// Whether the block at `position` shows that frame `lsn` was begun there.
     pub(super) fn has_remains(&mut self, segment: &Segment, position: u64, lsn: u64) -> bool {
-        let Ok(block) = self.bytes(segment.file, position, BLOCK, BLOCK) else { return false };
+        (0..self.windows.len()).any(|copy| self.has_remains_on(copy, segment, position, lsn))
+    }
+
+    fn has_remains_on(&mut self, copy: usize, segment: &Segment, position: u64, lsn: u64) -> bool {
+        let Ok(block) = self.bytes(copy, segment.file, position, BLOCK, BLOCK) else { return false };
         let found = frame::peek_header_bytes(block).is_some()
             && crate::format::u64_at(block, 24) == lsn
             && crate::format::u64_at(block, 32) == segment.header.sequence;
         found || !block.starts_with(&[0; 8]) && frame::peek_header_bytes(block).is_none()
     }
 
-    fn may_be_frame(&mut self, segment: &Segment, position: u64) -> bool {
+    fn may_be_frame(&mut self, copy: usize, segment: &Segment, position: u64) -> bool {
         let sequence = segment.header.sequence;
-        match self.bytes(segment.file, position, BLOCK, WINDOW) {
+        match self.bytes(copy, segment.file, position, BLOCK, WINDOW) {
             Ok(block) => frame::peek_header_bytes(block).is_some() && crate::format::u64_at(block, 32) == sequence,
             Err(_) => false,
         }
@@ -267,12 +340,32 @@ impl<'a> Scanner<'a> {
     }
 
     /// Any frame of this volume in a file whose header is unreadable: the first good one tells whose life it is.
-    pub(super) fn any_frame(&mut self, file: u32) -> Option<Found> {
+    pub(super) fn any_frame(&mut self, file: u32) -> Option<(usize, Found)> {
+        (0..self.windows.len()).find_map(|copy| Some((copy, self.any_frame_on(copy, file)?)))
+    }
+
+    /// What told a file's life on one copy must tell it on every copy, since each may be alone next time: header and directory
+    /// are enough, whatever became of the payload.
+    pub(super) fn share_remains(&mut self, file: u32, from: usize, found: &Found) -> Result<(), DiskError> {
+        let length = found.header.header_bytes();
+        let Ok(head) = self.bytes(from, file, found.position, blocks_up(length), blocks_up(length)) else { return Ok(()) };
+        let head = AlignedBuf::copy_of(head);
+        for copy in (0..self.windows.len()).filter(|copy| *copy != from) {
+            let there =
+                self.bytes(copy, file, found.position, length, length).ok().and_then(|head| frame::decode_header(head).ok());
+            if there != Some(found.header) {
+                self.disk.mend(copy, FileId::Segment(file), found.position, &head, head.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn any_frame_on(&mut self, copy: usize, file: u32) -> Option<Found> {
         let mut position = BLOCK as u64;
         while position < self.superblock.segment_bytes {
-            if let Ok(block) = self.bytes(file, position, BLOCK, WINDOW)
+            if let Ok(block) = self.bytes(copy, file, position, BLOCK, WINDOW)
                 && let Some(length) = frame::peek_header_bytes(block)
-                && let Ok(head) = self.bytes(file, position, length, WINDOW)
+                && let Ok(head) = self.bytes(copy, file, position, length, WINDOW)
                 && let Ok(header) = frame::decode_header(head)
                 && header.volume_id == self.superblock.volume_id
                 && header.epoch <= self.superblock.epoch

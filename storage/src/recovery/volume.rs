@@ -5,7 +5,7 @@ use crate::config::LogConfig;
 use crate::core::Now;
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId};
 use crate::format::segment::{self, HeaderBlock, SegmentHeader};
-use crate::format::superblock::{FORMAT, SLOTS, Slot, Superblock, VolumeState};
+use crate::format::superblock::{FORMAT, Peer, SLOTS, Slot, Superblock, VolumeState};
 use crate::format::{BLOCK, Uuid, uuid_text};
 use crate::report::{OpenError, RecoveryReport};
 
@@ -61,14 +61,16 @@ pub(super) fn read(
     let mut volume = Volume { superblock, segments: Vec::new(), spares: Vec::new(), unfinished: Vec::new(), next_file };
     let mut unknown = Vec::new();
     let mut empty = Vec::new();
-    for file in files {
-        sort_file(disk, file, &mut volume, &mut unknown, &mut empty)?;
+    let headers = files.iter().map(|file| read_headers(disk, &volume.superblock, *file)).collect::<Result<Vec<_>, _>>()?;
+    for (at, file) in files.into_iter().enumerate() {
+        let header = choose_header(disk, &volume.superblock, file, at, &headers, report)?;
+        sort_file(disk, file, header, &mut volume, &mut unknown, &mut empty)?;
     }
-    find_lives(disk, &mut volume, unknown, report);
+    find_lives(disk, &mut volume, unknown, report)?;
     volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     if check_order(&volume, report).is_err() {
         // A header may also have been lost to zeros.
-        find_lives(disk, &mut volume, std::mem::take(&mut empty), report);
+        find_lives(disk, &mut volume, std::mem::take(&mut empty), report)?;
         volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     }
     volume.spares.extend(empty);
@@ -78,7 +80,7 @@ pub(super) fn read(
 }
 
 /// The valid slot with the higher generation.
-fn read_superblock(disk: &mut dyn Disk, report: &mut RecoveryReport) -> Result<Option<Superblock>, OpenError> {
+pub(super) fn read_superblock(disk: &mut dyn Disk, report: &mut RecoveryReport) -> Result<Option<Superblock>, OpenError> {
     let mut best: Option<Superblock> = None;
     let Some(size) = disk.size(FileId::Superblock)? else { return Ok(None) };
     let mut block = AlignedBuf::zeroed(BLOCK);
@@ -117,6 +119,10 @@ fn make(disk: &mut dyn Disk, config: &LogConfig, now: Now, fresh_ids: [Uuid; 2])
         state: VolumeState::Closed,
         first_sequence: 1,
         last_sequence: 0,
+        copy_id: [0; 16],
+        peer_id: [0; 16],
+        peer: Peer::None,
+        peer_lsn: 0,
     };
     for _ in 0..SLOTS {
         superblock.generation += 1;
@@ -125,26 +131,82 @@ fn make(disk: &mut dyn Disk, config: &LogConfig, now: Now, fresh_ids: [Uuid; 2])
     Ok(superblock)
 }
 
+/// First block of a segment file, as each copy has it.
+type Headers = Vec<(HeaderBlock, AlignedBuf)>;
+
+fn read_headers(disk: &mut dyn Disk, superblock: &Superblock, file: u32) -> Result<Headers, OpenError> {
+    let whole = disk.size(FileId::Segment(file))?.unwrap_or(0) >= BLOCK as u64;
+    let mut headers = Vec::new();
+    for copy in 0..disk.copies() {
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        let header = match whole.then(|| disk.read_copy(copy, FileId::Segment(file), 0, &mut block, BLOCK)) {
+            None => HeaderBlock::Empty,
+            Some(Ok(())) => SegmentHeader::decode(&block[..BLOCK]),
+            Some(Err(DiskError::Io { .. } | DiskError::Short { .. })) => HeaderBlock::Damaged,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        // Before anything is mended.
+        if let HeaderBlock::Newer(found) = header {
+            return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION });
+        }
+        headers.push((header, block));
+    }
+    // With a mirror a header that nobody can believe is damage to one copy; alone it is an error with a name.
+    if headers.len() > 1 {
+        let believable = |header: &SegmentHeader| header.volume_id == superblock.volume_id && header.epoch <= superblock.epoch;
+        if headers.iter().any(|(header, _)| matches!(header, HeaderBlock::Good(header) if believable(header))) {
+            for (header, _) in &mut headers {
+                if matches!(header, HeaderBlock::Good(header) if !believable(header)) {
+                    *header = HeaderBlock::Damaged;
+                }
+            }
+        }
+    }
+    Ok(headers)
+}
+
+/// The header that counts where copies differ: the youngest life, unless another file is that one. The other copy gets it.
+fn choose_header(
+    disk: &mut dyn Disk,
+    superblock: &Superblock,
+    file: u32,
+    at: usize,
+    all: &[Headers],
+    report: &mut RecoveryReport,
+) -> Result<HeaderBlock, OpenError> {
+    let headers = &all[at];
+    let sequence = |header: &HeaderBlock| if let HeaderBlock::Good(header) = header { Some(header.sequence) } else { None };
+    let elsewhere = |wanted: u64| {
+        let mut others = all.iter().enumerate().filter(|(other, _)| *other != at);
+        others.any(|(_, headers)| headers.iter().any(|(header, _)| sequence(header) == Some(wanted)))
+    };
+    let rank = |header: &HeaderBlock| match (header, sequence(header)) {
+        (_, Some(sequence)) if sequence < superblock.first_sequence => (2, sequence),
+        (_, Some(sequence)) => (3 + u8::from(!elsewhere(sequence)), sequence),
+        (HeaderBlock::Empty, _) => (1, 0),
+        _ => (0, 0),
+    };
+    let Some(best) = (0..headers.len()).rev().max_by_key(|copy| rank(&headers[*copy].0)) else { return Ok(HeaderBlock::Empty) };
+    let header = headers[best].0;
+    if sequence(&header).is_some_and(|sequence| sequence >= superblock.first_sequence) {
+        for copy in (0..headers.len()).filter(|copy| headers[*copy].0 != header) {
+            disk.mend(copy, FileId::Segment(file), 0, &headers[best].1, BLOCK)?;
+            report.mended += 1;
+        }
+    }
+    Ok(header)
+}
+
 fn sort_file(
     disk: &mut dyn Disk,
     file: u32,
+    header: HeaderBlock,
     volume: &mut Volume,
     unknown: &mut Vec<u32>,
     empty: &mut Vec<u32>,
 ) -> Result<(), OpenError> {
     let superblock = &volume.superblock;
-    let size = disk.size(FileId::Segment(file))?.unwrap_or(0);
-    let whole = size == superblock.segment_bytes;
-    let mut block = AlignedBuf::zeroed(BLOCK);
-    let header = if size < BLOCK as u64 {
-        HeaderBlock::Empty
-    } else {
-        match disk.read(FileId::Segment(file), 0, &mut block, BLOCK) {
-            Ok(()) => SegmentHeader::decode(&block[..BLOCK]),
-            Err(DiskError::Io { .. } | DiskError::Short { .. }) => HeaderBlock::Damaged,
-            Err(error) => return Err(error.into()),
-        }
-    };
+    let whole = disk.size(FileId::Segment(file))?.unwrap_or(0) == superblock.segment_bytes;
     match header {
         HeaderBlock::Good(header) => {
             if header.volume_id != superblock.volume_id {
@@ -166,7 +228,7 @@ fn sort_file(
                 volume.unfinished.push(file);
             }
         }
-        HeaderBlock::Newer(found) => return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION }),
+        HeaderBlock::Newer(_) => unreachable!("refused when the headers were read"),
         // A zero-fill that was cut short; never a file that holds frames, those are whole.
         _ if !whole => volume.unfinished.push(file),
         HeaderBlock::Empty => empty.push(file),
@@ -176,13 +238,15 @@ fn sort_file(
 }
 
 /// Files without a readable header: a frame inside may say which life they are; otherwise they are spares.
-fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) {
+fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) -> Result<(), OpenError> {
     let superblock = volume.superblock;
     for file in files {
-        let found = Scanner::new(disk, &superblock).any_frame(file);
+        let mut scanner = Scanner::new(disk, &superblock);
+        let found = scanner.any_frame(file);
         let taken = |sequence| volume.segments.iter().any(|segment| segment.header.sequence == sequence);
-        match found.filter(|found| !taken(found.header.segment_sequence)) {
-            Some(found) => {
+        match found.filter(|(_, found)| !taken(found.header.segment_sequence)) {
+            Some((copy, found)) => {
+                scanner.share_remains(file, copy, &found)?;
                 report.headers_repaired += 1;
                 let header = found.header_of_segment();
                 volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
@@ -190,6 +254,7 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
             None => volume.spares.push(file),
         }
     }
+    Ok(())
 }
 
 /// From the first segment the superblock names to the last one it knows, none may be missing.

@@ -14,6 +14,7 @@
 
 mod client;
 mod model;
+mod pair;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,14 @@ pub enum Mode {
     AckWithoutSync,
     /// Control: some writes are lost by a power cut although they were flushed.
     LyingDisk,
+    /// Two copies: power cuts, failing, hanging, dying, stale and replaced disks: nothing may be lost.
+    Mirror,
+    /// Two copies, one of them with rot, unreadable sectors and misdirected writes as well: nothing may be lost, no gap appear.
+    MirrorRot,
+    /// Control: the whole copy is taken away and the stale one opened by force.
+    MirrorStale,
+    /// Control: both disks lie.
+    MirrorLying,
 }
 
 /// What a run did.
@@ -85,6 +94,18 @@ pub struct Tally {
     pub jobs_cut: u64,
     /// Lives that ended with a failed write.
     pub fenced: u64,
+    /// Of the acknowledged: on two copies.
+    pub two_copies: u64,
+    /// Frames, headers and files that one copy had lost and the other gave back at an opening.
+    pub mended: u64,
+    /// Openings with one copy, or with one to be filled.
+    pub degraded_opens: u64,
+    /// Lives that ended with both copies in step.
+    pub filled: u64,
+    /// Disks replaced by empty ones.
+    pub replaced: u64,
+    /// Disks that died.
+    pub died: u64,
     /// Hash of everything that happened: equal for equal seeds.
     pub trace: u64,
 }
@@ -111,6 +132,12 @@ impl Tally {
         self.merged += other.merged;
         self.jobs_cut += other.jobs_cut;
         self.fenced += other.fenced;
+        self.two_copies += other.two_copies;
+        self.mended += other.mended;
+        self.degraded_opens += other.degraded_opens;
+        self.filled += other.filled;
+        self.replaced += other.replaced;
+        self.died += other.died;
         self.note(other.trace);
     }
 
@@ -140,9 +167,16 @@ const SEGMENT_BYTES: u64 = 128 << 10;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
-    let mut world = World::new(seed, mode);
-    let result = world.history();
-    let mut tally = world.tally;
+    let (result, mut tally) = match mode {
+        Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
+            let mut world = pair::PairWorld::new(seed, mode);
+            (world.history(), world.tally)
+        }
+        _ => {
+            let mut world = World::new(seed, mode);
+            (world.history(), world.tally)
+        }
+    };
     tally.seeds = 1;
     match result {
         Ok(()) => Ok(tally),
@@ -204,7 +238,7 @@ impl World {
         };
         let mut faults = Faults { write_error: 0.002, stall: 0.02, garbage: 0.1, ..Faults::default() };
         match mode {
-            Mode::Power => {}
+            Mode::Power | Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {}
             Mode::Damage => faults = Faults { rot: 0.3, unreadable: 0.1, misdirect: 0.003, ..faults },
             Mode::AckWithoutSync => faults.lie = 1.0,
             Mode::LyingDisk => faults.lie = 0.1,

@@ -70,6 +70,11 @@ impl Model {
         }
     }
 
+    /// Whether every attempt has been answered.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     pub(super) fn believes_open(&self, id: PartitionId) -> bool {
         self.believed.contains(&id)
     }

@@ -81,13 +81,16 @@ fn control_lying_disk_is_caught() {
     assert!((0..8).any(|seed| run(seed, Mode::LyingDisk).is_err()));
 }
 
-/// The seed that found it: a discarded frame counted again when the segment behind it had lost its header and its snapshot.
+// A seed's history changes with what clients and engines do. None of the seeds below makes the history that found something any more
+// since clients set classes and logs have cold tiers; each stays as one more history, and what it found is told beside it.
+
+/// Found by this seed: a discarded frame counted again when the segment behind it had lost its header and its snapshot.
 #[test]
 fn a_discarded_tail_stays_discarded_when_the_next_segment_lost_its_beginning() {
     run(324, Mode::Damage).unwrap();
 }
 
-/// The seeds that found it (2364 in this form of the engine, the others in an earlier one): a write that went astray left a whole frame
+/// Found by these seeds: a write that went astray left a whole frame
 /// inside a gap, and a read that walked into the gap gave it out although it had been sent and stored again.
 #[test]
 fn what_lies_in_a_gap_is_not_given_out() {
@@ -96,8 +99,71 @@ fn what_lies_in_a_gap_is_not_given_out() {
     }
 }
 
-/// The seed that found it: a superblock write failed, and the next one, torn by the power cut, went over the only good slot.
+/// Found by this seed: a superblock write failed, and the next one, torn by the power cut, went over the only good slot.
 #[test]
 fn a_failed_superblock_write_does_not_endanger_the_other_slot() {
     run(2435, Mode::Power).unwrap();
+}
+
+#[test]
+fn two_copies_lose_nothing_to_one_disk() {
+    let tally = many(Mode::Mirror, 0..16);
+    assert!(tally.acknowledged > 5_000 && tally.two_copies > 1_000 && tally.two_copies < tally.acknowledged, "{tally:?}");
+    assert!(tally.died > 0 && tally.replaced > 0 && tally.degraded_opens > 50 && tally.filled > 50, "{tally:?}");
+}
+
+#[test]
+fn rot_on_one_of_two_copies_is_mended() {
+    let tally = many(Mode::MirrorRot, 0..16);
+    assert!(tally.mended > 0, "{tally:?}");
+}
+
+#[test]
+fn two_copies_repeat_themselves_too() {
+    assert_eq!(run(7, Mode::Mirror).unwrap(), run(7, Mode::Mirror).unwrap());
+}
+
+#[test]
+fn control_the_stale_copy_of_two_is_caught() {
+    assert!((0..8).any(|seed| run(seed, Mode::MirrorStale).is_err()));
+}
+
+#[test]
+fn control_two_lying_disks_are_caught() {
+    assert!((0..8).any(|seed| run(seed, Mode::MirrorLying).is_err()));
+}
+
+/// Found by this seed: acknowledged records were shown below the start of their partition, because all older ones had been recycled
+/// and the start was taken from the end after it had moved. One copy shows it as well; only here is a running log read. `view.rs` has a
+/// test of that alone.
+#[test]
+fn new_records_of_a_partition_whose_old_ones_are_gone_can_be_read() {
+    run(12, Mode::Mirror).unwrap();
+}
+
+/// Found by this seed: the survivor failed when both superblocks were to say that both are in step, and went on saying that it was
+/// alone, as did the other one when it went on without it.
+#[test]
+fn a_survivor_that_fails_while_the_other_copy_joins_does_not_split_the_log() {
+    run(58, Mode::Mirror).unwrap();
+}
+
+/// Found by this seed: both copies had lost a segment's header and one had a piece of its first frame, which told recovery of the
+/// segment; alone, the other copy then missed it.
+#[test]
+fn what_tells_of_a_segment_is_on_both_copies() {
+    run(182, Mode::Mirror).unwrap();
+}
+
+/// Found by this seed: a file made on both copies just before the survivor's were listed was copied as well, over newer frames.
+#[test]
+fn filling_a_copy_does_not_go_over_what_is_newer() {
+    run(605, Mode::Mirror).unwrap();
+}
+
+/// Found by this seed: a torn superblock write on one copy was followed by one over its only good slot, because the other copy's
+/// slots were taken for both.
+#[test]
+fn each_copy_keeps_a_good_superblock_of_its_own() {
+    run(1166, Mode::Mirror).unwrap();
 }
