@@ -33,7 +33,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} jobs_cut={} fenced={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -51,6 +51,10 @@ fn print(tally: &Tally) {
         tally.sorted,
         tally.expired,
         tally.merged,
+        tally.compacted,
+        tally.passes,
+        tally.rereads,
+        tally.searches,
         tally.jobs_cut,
         tally.fenced,
         tally.trace
