@@ -47,6 +47,51 @@ fn looks_sound(disk: &SimDisk) {
 }
 
 #[test]
+fn check_finds_every_changed_byte_of_a_cold_file() {
+    let mut world = World::new(1, Mode::Power, true);
+    world.history().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    ["wal", "cold"].iter().for_each(|name| std::fs::create_dir(dir.path().join(name)).unwrap());
+    for (file, data) in world.disk.image() {
+        std::fs::write(dir.path().join(file.relative_path()), data).unwrap();
+    }
+    let checked = || check(dir.path(), CheckOptions::default(), &|_| {}).unwrap();
+    let sound = checked();
+    let damages = |report: &crate::check::CheckReport, file: &str| {
+        report.findings.iter().any(|finding| finding.severity == Severity::Damage && finding.file == file)
+    };
+    let (mut files, mut lost) = (0, 0);
+    for (file, data) in world.disk.image().into_iter().filter(|(file, _)| matches!(file, crate::disk::FileId::Cold(_))) {
+        let (name, path) = (file.to_string(), dir.path().join(file.relative_path()));
+        if sound.findings.iter().any(|finding| finding.file == name) {
+            continue;
+        }
+        files += 1;
+        let footer = data.len() - 4096;
+        let index_at = crate::format::u64_at(&data, footer + 16) as usize;
+        let index_end = index_at + crate::format::u64_at(&data, footer + 24) as usize;
+        let places =
+            [0, 9, 14, 20, 33, 4000, 4096, 4101, 4105, 4130, (4096 + index_at) / 2, index_at - 1, index_at - 30, index_at];
+        let more = [index_at + 5, index_at + 9, index_end - 1, footer, footer + 9, footer + 17, footer + 60, data.len() - 1];
+        for at in places.into_iter().chain(more) {
+            let mut bytes = data.clone();
+            bytes[at] ^= 0x40;
+            std::fs::write(&path, bytes).unwrap();
+            let report = checked();
+            assert!(damages(&report, &name), "{name} at {at}: {report:?}");
+            lost += report.lost.len();
+        }
+        std::fs::write(&path, &data[..footer]).unwrap();
+        assert!(damages(&checked(), &name), "{name} cut short");
+        std::fs::remove_file(&path).unwrap();
+        assert!(damages(&checked(), &name), "{name} missing");
+        std::fs::write(&path, data).unwrap();
+    }
+    assert_eq!(checked(), sound);
+    assert!(files > 0 && lost > 0, "{sound:?}");
+}
+
+#[test]
 fn what_a_power_cut_leaves_is_no_damage_to_check() {
     let mut crashes = 0;
     for seed in 0..SEEDS_CHECKED {
