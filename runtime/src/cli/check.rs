@@ -78,6 +78,10 @@ fn text_of(report: &CheckReport) -> String {
     lines.push(format!("segments     {}, and {} spare", report.segments, report.spares));
     lines.push(format!("frames       {} ({bytes}), the last is {}", report.frames, report.last_lsn));
     lines.push(format!("records      {} in {} batches", report.records, report.batches));
+    if report.cold_segments > 0 {
+        let (segments, records, batches) = (report.cold_segments, report.cold_records, report.cold_batches);
+        lines.push(format!("cold tier    {segments} segments, {records} records in {batches} batches"));
+    }
     lines.push(format!(
         "state        {} partitions, {} producer lanes, {} keys of metadata",
         report.partitions, report.producers, report.meta_keys
@@ -137,6 +141,7 @@ fn json_of(report: &CheckReport) -> Value {
     json!({
         "sound": report.is_clean(), "volume": volume,
         "segments": report.segments, "spares": report.spares, "frames": report.frames, "bytes": report.bytes,
+        "cold_segments": report.cold_segments, "cold_batches": report.cold_batches, "cold_records": report.cold_records,
         "batches": report.batches, "records": report.records, "last_lsn": report.last_lsn,
         "partitions": report.partitions, "producers": report.producers, "meta_keys": report.meta_keys,
         "damage_total": report.damage_total, "findings": findings,

@@ -39,7 +39,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -57,6 +57,10 @@ fn print(tally: &Tally) {
         tally.sorted,
         tally.expired,
         tally.merged,
+        tally.compacted,
+        tally.passes,
+        tally.rereads,
+        tally.searches,
         tally.jobs_cut,
         tally.fenced,
         tally.two_copies,

@@ -102,15 +102,10 @@ pub(super) fn unknown(dir: &Path, parts: &Parts, report: &mut CheckReport) {
     if more > 0 {
         report.note("", format!("{more} more files that belong to no volume"));
     }
-    let mut cold = 0_u64;
-    names(&dir.join("cold"), &mut |_| cold += 1);
-    if cold > 0 {
-        report.note("cold", format!("{cold} files of the cold tier, which this check does not read"));
-    }
 }
 
 /// Names in a directory, as far as it can be read.
-fn names(dir: &Path, each: &mut dyn FnMut(&str)) {
+pub(super) fn names(dir: &Path, each: &mut dyn FnMut(&str)) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         each(&entry.file_name().to_string_lossy());
     }

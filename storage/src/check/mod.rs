@@ -5,11 +5,13 @@
 //!    where a torn tail is told from damage.
 //! 3. Every segment by itself (`recovery/deep.rs`), several at a time: all CRCs, decompression, and whether its frames add up to the
 //!    snapshot that the next one begins with. `frames.rs` looks into the payloads: record batches, metadata, offsets.
+//! 4. Every segment of the cold tier that the manifest names (`cold.rs`), several at a time.
 //!
 //! Memory: a window and a frame a thread, the state of one segment a thread, and the index that a node would have.
 //!
 //! Not covered by any CRC, and without meaning: the zeros that fill a frame's last block, and what lies in spare files.
 
+mod cold;
 mod disk;
 mod files;
 mod frames;
@@ -49,7 +51,7 @@ pub struct CheckOptions {
 pub struct Progress {
     /// Bytes of segments done.
     pub bytes_done: u64,
-    /// Bytes of all segments.
+    /// Bytes of all segments, those of the cold tier with them.
     pub bytes_total: u64,
 }
 
@@ -78,7 +80,17 @@ fn check_quietly(dir: &Path, options: CheckOptions, progress: &(dyn Fn(Progress)
     if let Some(superblock) = superblock {
         let parts = deep::parts(&mut disk, &config, &superblock)?;
         files::unknown(dir, &parts, &mut report);
-        let read = read_parts(dir, &superblock, &parts, options, progress)?;
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let jobs = options.jobs.unwrap_or(cores);
+        let wal_bytes = parts.len() as u64 * superblock.segment_bytes;
+        let total = wal_bytes + opened.as_ref().map_or(0, |(opening, _)| cold::bytes(opening));
+        let meter = Meter { done: AtomicU64::new(0), total, progress };
+        let read = read_parts(dir, &superblock, &parts, jobs, &meter)?;
+        match &opened {
+            Some((opening, found)) => cold::check(dir, &found.volume_id, opening, jobs, &meter, &mut report),
+            None if has_cold => report.note("cold", "which files count here cannot be told, so none was checked"),
+            None => {}
+        }
         merge(&superblock, opened.as_ref(), read, &mut report);
     }
     report.settle();
@@ -116,13 +128,11 @@ fn read_parts(
     dir: &Path,
     superblock: &Superblock,
     parts: &Parts,
-    options: CheckOptions,
-    progress: &(dyn Fn(Progress) + Sync),
+    jobs: NonZeroUsize,
+    meter: &Meter<'_>,
 ) -> Result<Vec<Read>, CheckError> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let jobs = options.jobs.unwrap_or(cores).get().min(JOBS_MAX).min(parts.len());
+    let jobs = jobs.get().min(JOBS_MAX).min(parts.len());
     let next = AtomicUsize::new(0);
-    let meter = Meter { done: AtomicU64::new(0), total: parts.len() as u64 * superblock.segment_bytes, progress };
     let read: Mutex<Vec<Result<Read, OpenError>>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -134,7 +144,7 @@ fn read_parts(
                         return;
                     }
                     let part = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
-                        read_part(&mut disk, superblock, parts, at, &meter)
+                        read_part(&mut disk, superblock, parts, at, meter)
                     });
                     read.lock().unwrap_or_else(PoisonError::into_inner).push(part);
                 }

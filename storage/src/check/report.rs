@@ -56,6 +56,12 @@ pub struct CheckReport {
     pub records: u64,
     /// Bytes of those frames.
     pub bytes: u64,
+    /// Segments of the cold tier.
+    pub cold_segments: u64,
+    /// Record batches in them whose CRC holds.
+    pub cold_batches: u64,
+    /// Records in those; the WAL may still have some of them, too.
+    pub cold_records: u64,
     /// Last frame of the log.
     pub last_lsn: u64,
     /// Open partitions.

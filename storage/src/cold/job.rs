@@ -115,6 +115,16 @@ pub enum JobError {
     /// Two cold segments hold the same offsets.
     #[error("{0}")]
     Overlap(String),
+    /// Records are missing that were damaged before they were sorted: compacted, the hole could not be told from what was left out.
+    #[error("cold segment {number} lacks records of partition {partition} from offset {offset} on")]
+    Hole {
+        /// Of the segment.
+        number: u32,
+        /// Whose.
+        partition: PartitionId,
+        /// First that is missing.
+        offset: i64,
+    },
     /// A partition has records in between that are in a segment of another class: merged, its offsets would no longer rise from
     /// segment to segment.
     #[error("cold segments {before} and {after} have a partition whose records in between are elsewhere")]
@@ -131,7 +141,7 @@ impl JobError {
     pub fn is_full(&self) -> bool {
         match self {
             JobError::Disk(error) => error.is_full(),
-            JobError::Cold(_) | JobError::Overlap(_) | JobError::Apart { .. } => false,
+            JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Apart { .. } => false,
         }
     }
 }

@@ -317,17 +317,31 @@ impl ColdReads {
             let Some(found) = tables.partitions.get(partition) else { return Err(ReadError::UnknownPartition) };
             (Arc::clone(&tables.cold), tables.start_of(found))
         };
-        for place in segments.iter().filter(|place| place.entry.max_timestamp >= timestamp) {
+        let mut best: Option<(i64, i64)> = None;
+        let mut last_lsn = u64::MAX;
+        // Segments are in order of their oldest frames. A merged one of another class may begin before this and still have what came
+        // behind it, so the first that answers need not be right; one that begins behind its last frame has nothing older.
+        for place in segments.iter() {
+            if place.entry.first_lsn > last_lsn {
+                break;
+            }
+            if place.entry.max_timestamp < timestamp {
+                continue;
+            }
             match self.search(place, partition, timestamp, start).await {
-                Ok(None) => {}
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    if found.is_some() && best.is_none_or(|best| found < Some(best)) {
+                        best = found;
+                        last_lsn = last_lsn.min(place.entry.last_lsn);
+                    }
+                }
                 Err(Miss::Lost) => {
                     return Err(ReadError::Io("a cold segment on the way is damaged: search by offset instead".to_owned()));
                 }
                 Err(Miss::Later(error)) => return Err(error),
             }
         }
-        Ok(None)
+        Ok(best)
     }
 
     async fn search(

@@ -8,7 +8,7 @@
 //! told from what was left out.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +21,8 @@ use crate::disk::{ColdStore, DiskError, FileId};
 use crate::types::PartitionId;
 use crate::view::{ColdPlace, View};
 
+/// Where each partition ends in the inputs, and the last that has it.
+type Ends = HashMap<PartitionId, (i64, u32)>;
 type Store<'s> = RefCell<&'s mut dyn ColdStore>;
 
 /// Does the job.
@@ -33,10 +35,11 @@ pub(super) fn merge(
     let head = head_of(shop, inputs, number, compact.is_some());
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
-    check_joints(shop.store, inputs, &indexes)?;
+    let ends = check_joints(shop.store, shop.view, inputs, &indexes)?;
+    let elsewhere = compact.map(|_| elsewhere(shop, head.class, &ends));
     let mut file = NewFile::create(shop.store, head)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
-    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view };
+    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view, holes: head.compacted };
     let mut out = Out { file: &mut file, store: &store, any: false };
     let (clean_to, records_removed) = match compact {
         None => {
@@ -46,7 +49,10 @@ pub(super) fn merge(
             }
             (BTreeMap::new(), 0)
         }
-        Some(rules) => compacted(&mut read, rules, shop.now_ms, &mut out)?,
+        Some(rules) => {
+            let elsewhere = elsewhere.expect("asked for when compacting");
+            compacted(&mut read, rules, &elsewhere, shop.now_ms, &mut out)?
+        }
     };
     let any = out.any;
     // A segment without records has no place in the manifest: what is left of the file goes at the next start.
@@ -56,19 +62,49 @@ pub(super) fn merge(
 }
 
 /// What a partition has in one input must go on where the one before ended.
-fn check_joints(store: &mut dyn ColdStore, inputs: &[ColdPlace], indexes: &[Arc<ColdIndex>]) -> Result<(), JobError> {
-    let mut ends: HashMap<PartitionId, (i64, u32)> = HashMap::new();
+fn check_joints(
+    store: &mut dyn ColdStore,
+    view: &View,
+    inputs: &[ColdPlace],
+    indexes: &[Arc<ColdIndex>],
+) -> Result<Ends, JobError> {
+    let mut ends = Ends::new();
     for (place, index) in inputs.iter().zip(indexes) {
         let mut apart = None;
         each_span(store, place, index, |span| {
             let before = ends.insert(span.partition, (span.next_offset, place.number));
-            apart = apart.or(before.filter(|(end, _)| *end != span.first_offset));
+            apart = apart.or(before.filter(|(end, _)| !joins(view, span.partition, *end, span.first_offset)));
         })?;
         if let Some((_, before)) = apart {
             return Err(JobError::Apart { before, after: place.number });
         }
     }
-    Ok(())
+    Ok(ends)
+}
+
+/// Whether nothing that counts is missing between the two: what lies below a partition's start is not even sorted.
+fn joins(view: &View, partition: PartitionId, end: i64, next: i64) -> bool {
+    let below_start = || view.tables().partitions.get(partition).is_none_or(|partition| next <= partition.start);
+    end == next || (end < next && below_start())
+}
+
+/// Partitions that have older records in segments of another class, where this compaction does not reach them: a tombstone may be
+/// all that hides one of these.
+fn elsewhere(shop: &mut Workshop<'_>, class: u32, ends: &Ends) -> HashSet<PartitionId> {
+    let places = Arc::clone(&shop.view.tables().cold);
+    let mut found = HashSet::new();
+    for place in places.iter().filter(|place| place.entry.class != class) {
+        let looked = open_index(shop.store, place).and_then(|index| {
+            each_span(shop.store, place, &index, |span| {
+                found.extend(ends.get(&span.partition).filter(|(end, _)| span.first_offset < *end).map(|_| span.partition));
+            })
+        });
+        if let Err(error) = looked {
+            tracing::warn!(%error, "a cold segment cannot be read: tombstones stay as long as it is there");
+            return ends.keys().copied().collect();
+        }
+    }
+    found
 }
 
 fn head_of(shop: &Workshop<'_>, inputs: &[ColdPlace], number: u32, compacting: bool) -> SegmentHead {
@@ -90,12 +126,14 @@ struct Inputs<'a, 's> {
     indexes: &'a [Arc<ColdIndex>],
     store: &'a Store<'s>,
     view: &'a View,
+    /// What is made of them may lack offsets.
+    holes: bool,
 }
 
 impl<'a> Inputs<'a, '_> {
     /// All runs of all inputs in order, without what nobody can read any more.
     fn open(&mut self) -> Result<impl RunSource<Error = JobError> + 'a, JobError> {
-        let (store, view) = (self.store, self.view);
+        let (store, view, holes) = (self.store, self.view, self.holes);
         let scans = self.places.iter().zip(self.indexes).map(|(place, index)| {
             let head = SegmentHead { promoted: place.entry.promoted, ..head_of_input(place) };
             let number = place.number;
@@ -109,7 +147,8 @@ impl<'a> Inputs<'a, '_> {
             let scan = BlockScan::new(&head, Arc::clone(index), fetch, move |block: DamagedBlock| {
                 noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(block.error);
             });
-            Sound { scan, damage }
+            let whole = (holes && !place.entry.compacted).then_some((place.number, view));
+            Sound { scan, damage, whole, last: (PartitionId(0), i64::MIN) }
         });
         let keep = move |id: PartitionId, _: i64| view.tables().partitions.get(id).map(|partition| partition.start);
         Ok(Plain(Merge::new(scans, keep).map_err(plain)?))
@@ -130,20 +169,30 @@ fn head_of_input(place: &ColdPlace) -> SegmentHead {
     }
 }
 
-/// A source that ends with an error at the first damaged block.
-struct Sound<S> {
+/// A source that ends with an error at the first damaged block, and where records are missing that no compaction left out: the sorter
+/// met damage in the WAL there. In a compacted segment nothing could tell that from what was left out.
+struct Sound<'a, S> {
     scan: S,
     damage: Arc<std::sync::Mutex<Option<super::ColdError>>>,
+    /// Its number, if nothing may be missing.
+    whole: Option<(u32, &'a View)>,
+    last: (PartitionId, i64),
 }
 
-impl<S: RunSource<Error = DiskError>> RunSource for Sound<S> {
+impl<S: RunSource<Error = DiskError>> RunSource for Sound<'_, S> {
     type Error = JobError;
     fn next(&mut self) -> Result<Option<ColdEntry>, JobError> {
         let entry = self.scan.next()?;
-        match self.damage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-            Some(error) => Err(error.into()),
-            None => Ok(entry),
+        if let Some(error) = self.damage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            return Err(error.into());
         }
+        if let (Some(entry), Some((number, view))) = (&entry, self.whole) {
+            let (partition, end) = std::mem::replace(&mut self.last, (entry.partition, entry.next_offset));
+            if partition == entry.partition && end > i64::MIN && !joins(view, partition, end, entry.base_offset) {
+                return Err(JobError::Hole { number, partition, offset: end });
+            }
+        }
+        Ok(entry)
     }
 }
 
@@ -207,6 +256,7 @@ impl<S: RunSource> Peek<S> {
 fn compacted(
     inputs: &mut Inputs<'_, '_>,
     rules: &Compact,
+    elsewhere: &HashSet<PartitionId>,
     now_ms: u64,
     out: &mut Out<'_, '_>,
 ) -> Result<(BTreeMap<PartitionId, i64>, u64), JobError> {
@@ -221,7 +271,7 @@ fn compacted(
         let compact_rules = CompactRules {
             clean_to: known,
             upto: i64::MAX,
-            from_start: true,
+            from_start: !elsewhere.contains(&partition),
             now_ms: i64::try_from(now_ms).unwrap_or(i64::MAX),
             delete_retention_ms: i64::try_from(rules.delete_retention_ms).unwrap_or(i64::MAX),
         };
@@ -235,7 +285,10 @@ fn compacted(
         }
         let mut rewrite = survey.finish();
         while let Some(entry) = second.take(partition)? {
-            let kept = rewrite.rewrite(&entry).filter(|entry| entry.max_timestamp >= oldest || entry.next_offset >= end);
+            // What goes by its age must leave nothing older of its keys behind: neither elsewhere nor where the map was full.
+            let stays = rewrite.covered() < end || elsewhere.contains(&partition);
+            let young = |entry: &ColdEntry| stays || entry.max_timestamp >= oldest || entry.next_offset >= end;
+            let kept = rewrite.rewrite(&entry).filter(young);
             if let Some(entry) = kept {
                 out.push(&entry)?;
             }

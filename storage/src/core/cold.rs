@@ -153,7 +153,7 @@ impl<T> Engine<T> {
             Ok(done) => done,
             Err(error) => {
                 match (&running, &error) {
-                    (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_)) => {
+                    (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. }) => {
                         tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
                         return cold.unsound.extend(inputs);
                     }

@@ -13,7 +13,7 @@
 //! - **ENOSPC.** A zero-fill fails while the disk is full; space may come back.
 //! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
 //! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
-//!   to another block than the one meant and completes all the same.
+//!   to another block than the one meant and completes all the same. Cold files suffer with the others only where `cold_rots`.
 //! - **Death and hanging** (of one disk of a pair): a dead disk answers everything with an error and never comes back; a hanging one
 //!   does not answer until it comes to.
 //! - **Power cut during recovery.** A synchronous write may be the last thing that happens.
@@ -89,6 +89,8 @@ pub struct SimDisk {
     pub files_max: usize,
     /// Bytes of cold files there is room for.
     pub cold_bytes_max: usize,
+    /// Whether damage may hit cold files, too.
+    pub cold_rots: bool,
     /// Synchronous writes until the power goes; `None`: it stays.
     pub writes_until_cut: Option<u32>,
     /// Bits rotted, sectors unreadable, writes misdirected so far.
@@ -108,6 +110,7 @@ impl SimDisk {
             faults,
             files_max: usize::MAX,
             cold_bytes_max: usize::MAX,
+            cold_rots: false,
             writes_until_cut: None,
             damages: 0,
             hangs: false,
@@ -265,12 +268,17 @@ impl SimDisk {
         }
     }
 
-    /// A segment with something in it, and a place there.
+    /// A file with something in it, and a place there.
     fn somewhere(&mut self) -> Option<(FileId, usize)> {
+        let may_rot = |file: &FileId, store: &Store| match file {
+            FileId::Segment(_) => true,
+            FileId::Cold(_) => self.cold_rots && !store.unsealed.contains(file),
+            _ => false,
+        };
         let used: Vec<(FileId, usize)> = {
             let store = self.store();
             let used = store.files.iter().map(|(file, data)| (*file, data.iter().rposition(|byte| *byte != 0).unwrap_or(0)));
-            used.filter(|(file, end)| matches!(file, FileId::Segment(_)) && *end > 0).collect()
+            used.filter(|(file, end)| may_rot(file, &store) && *end > 0).collect()
         };
         let (file, end) = *used.get(self.rng.usize(0..used.len().max(1)))?;
         Some((file, self.rng.usize(0..=end)))

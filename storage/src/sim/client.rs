@@ -5,14 +5,16 @@ use bytes::Bytes;
 use fastrand::Rng;
 use weir_batch::{BatchBuilder, Codec};
 
-use super::Tally;
 use super::model::{Model, State};
+use super::{COMPACTED, Tally};
 use crate::core::Engine;
 use crate::types::*;
 
 /// Partitions that are always open; lanes write to these.
 const FIXED: u32 = 6;
 const LANES: usize = 4;
+/// In wide histories all records of these have keys.
+pub(super) const KEYED: [PartitionId; 2] = [PartitionId(4), PartitionId(5)];
 
 /// One batch of a lane, sent as often as it takes.
 struct LaneBatch {
@@ -35,6 +37,10 @@ pub(super) struct Client {
     rng: Rng,
     lanes: Vec<Lane>,
     partition_next: u32,
+    /// What a wide history draws from.
+    wide: Option<Rng>,
+    /// Records with keys carry it.
+    pub(super) wall_ms: u64,
 }
 
 impl Client {
@@ -45,7 +51,30 @@ impl Client {
             batches: Vec::new(),
             cursor: 0,
         };
-        Client { rng: Rng::with_seed(seed), lanes: (0..LANES).map(lane).collect(), partition_next: FIXED }
+        Client { rng: Rng::with_seed(seed), lanes: (0..LANES).map(lane).collect(), partition_next: FIXED, wide: None, wall_ms: 0 }
+    }
+
+    /// From now on there are records with keys.
+    pub(super) fn widen(&mut self, seed: u64) {
+        self.wide = Some(Rng::with_seed(seed));
+    }
+
+    /// What only wide histories do.
+    fn wide_append(&mut self, model: &mut Model) -> Option<(Append, usize)> {
+        let rng = self.wide.as_mut()?;
+        let keyed = KEYED[rng.usize(0..KEYED.len())];
+        match rng.u32(0..60) {
+            // More keys than a small map holds.
+            0..4 => Some(self.plain_of(model, &[keyed], Vec::new(), true)),
+            4..8 => Some(self.plain(model, &[keyed], Vec::new())),
+            8..10 => Some(self.plain(model, &[PartitionId(0)], vec![PartitionOp::SetClass(keyed, COMPACTED)])),
+            10 => {
+                let id = PartitionId(rng.u32(0..FIXED));
+                let to = model.some_base(id, rng)?;
+                Some(self.plain(model, &[PartitionId(0)], vec![PartitionOp::RaiseStart(id, to)]))
+            }
+            _ => None,
+        }
     }
 
     /// The next append and its ticket: the number of the attempt.
@@ -53,6 +82,9 @@ impl Client {
         if let Some(closed) = (0..FIXED).map(PartitionId).find(|id| !model.believes_open(*id)) {
             let ops = vec![PartitionOp::Open(closed)];
             return self.plain(model, &[closed], ops);
+        }
+        if let Some(append) = self.wide_append(model) {
+            return append;
         }
         match self.rng.u32(0..100) {
             0..50 => self.lane_batch(model),
@@ -84,8 +116,12 @@ impl Client {
     }
 
     fn plain(&mut self, model: &mut Model, partitions: &[PartitionId], ops: Vec<PartitionOp>) -> (Append, usize) {
+        self.plain_of(model, partitions, ops, false)
+    }
+
+    fn plain_of(&mut self, model: &mut Model, partitions: &[PartitionId], ops: Vec<PartitionOp>, many: bool) -> (Append, usize) {
         let attempt = model.attempts.len();
-        let entries = partitions.iter().enumerate().map(|(n, id)| self.entry(attempt, n, *id)).collect();
+        let entries = partitions.iter().enumerate().map(|(n, id)| self.entry_of(attempt, n, *id, many)).collect();
         let meta = (0..self.rng.usize(0..3)).map(|_| self.meta_op(attempt)).collect();
         let append = Append { entries, mark: None, meta, partitions: ops };
         model.attempted(append.clone(), None);
@@ -151,6 +187,13 @@ impl Client {
     }
 
     fn entry(&mut self, attempt: usize, n: usize, partition: PartitionId) -> AppendEntry {
+        self.entry_of(attempt, n, partition, false)
+    }
+
+    fn entry_of(&mut self, attempt: usize, n: usize, partition: PartitionId, many: bool) -> AppendEntry {
+        if let Some(rng) = self.wide.as_mut().filter(|_| KEYED.contains(&partition)) {
+            return keyed_entry(rng, self.wall_ms, (attempt, n), partition, many);
+        }
         let mut builder = BatchBuilder::new(Codec::None);
         let records = self.rng.u32(1..5);
         for record in 0..records {
@@ -209,4 +252,24 @@ impl Client {
         }
         model.attempts.iter().for_each(|attempt| debug_assert!(attempt.state != State::Pending));
     }
+}
+
+/// Values and tombstones of a few keys, or of many. A header says whose they are, since a tombstone has no room for that.
+fn keyed_entry(rng: &mut Rng, wall_ms: u64, (attempt, n): (usize, usize), partition: PartitionId, many: bool) -> AppendEntry {
+    let mut builder = BatchBuilder::new(if rng.bool() { Codec::None } else { Codec::Zstd(1) });
+    let (records, first) = if many { (rng.u32(100..400), rng.u32(0..1500)) } else { (rng.u32(1..6), 0) };
+    // Clocks of producers differ.
+    let late = if rng.u32(0..4) == 0 { rng.u64(0..400_000) } else { 0 };
+    let timestamp = wall_ms.saturating_sub(late).cast_signed();
+    for record in 0..records {
+        let key = format!("k{}", if many { first + record } else { rng.u32(0..12) });
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(attempt as u64).to_le_bytes());
+        id[8..12].copy_from_slice(&(n as u32).to_le_bytes());
+        id[12..].copy_from_slice(&record.to_le_bytes());
+        let value = (rng.u32(0..6) > 0).then(|| vec![attempt as u8; if many { 3 } else { rng.usize(0..200) }]);
+        builder.push(timestamp, Some(key.as_bytes()), value.as_deref(), &[(b"id", Some(&id))]);
+    }
+    let batches = Bytes::from(builder.finish().expect("small batches fit"));
+    AppendEntry { partition, batches, record_count: records, max_timestamp: timestamp }
 }

@@ -9,10 +9,15 @@
 //! - no offset is given out twice, no sequence stored twice;
 //! - metadata, lanes and open partitions agree; starts never go back.
 //!
+//! Wide histories (two seeds of three) also have keyed partitions in a class that is compacted, look at everything during a life,
+//! search by timestamp, raise starts, and in runs with damage let cold files rot. They draw from a generator of their own, so the
+//! narrow ones stay what they were.
+//!
 //! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
 //! the very end, where one copy cannot prove what it has lost. The two controls break the disk's contract and must be caught.
 
 mod client;
+mod keyed;
 mod model;
 mod pair;
 
@@ -90,6 +95,14 @@ pub struct Tally {
     pub expired: u64,
     /// Bytes of cold segments that were merged.
     pub merged: u64,
+    /// Records that compaction left out.
+    pub compacted: u64,
+    /// Compactions that went on where the key map of the one before was full.
+    pub passes: u64,
+    /// Times that everything was read in the middle of a life.
+    pub rereads: u64,
+    /// Searches by timestamp.
+    pub searches: u64,
     /// Jobs of the cold tier that a power cut ended.
     pub jobs_cut: u64,
     /// Lives that ended with a failed write.
@@ -130,6 +143,10 @@ impl Tally {
         self.sorted += other.sorted;
         self.expired += other.expired;
         self.merged += other.merged;
+        self.compacted += other.compacted;
+        self.passes += other.passes;
+        self.rereads += other.rereads;
+        self.searches += other.searches;
         self.jobs_cut += other.jobs_cut;
         self.fenced += other.fenced;
         self.two_copies += other.two_copies;
@@ -164,16 +181,28 @@ pub struct Violation {
 pub const CRASHES_PER_SEED: u64 = 25;
 
 const SEGMENT_BYTES: u64 = 128 << 10;
+/// The class that wide histories compact.
+const COMPACTED: ClassId = ClassId(3);
+/// Sets the generator of wide histories apart.
+const WIDE: u64 = 0x7769_6465;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
+    run_as(seed, mode, is_wide(seed))
+}
+
+fn is_wide(seed: u64) -> bool {
+    !seed.is_multiple_of(3)
+}
+
+fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
             let mut world = pair::PairWorld::new(seed, mode);
             (world.history(), world.tally)
         }
         _ => {
-            let mut world = World::new(seed, mode);
+            let mut world = World::new(seed, mode, wide);
             (world.history(), world.tally)
         }
     };
@@ -198,6 +227,8 @@ struct World {
     /// It was at work when the power went.
     dark: bool,
     policies: Vec<(ClassId, ClassPolicy)>,
+    /// What a wide history draws from.
+    wide: Option<fastrand::Rng>,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -211,7 +242,7 @@ struct Life {
 }
 
 impl World {
-    fn new(seed: u64, mode: Mode) -> World {
+    fn new(seed: u64, mode: Mode, wide: bool) -> World {
         let mut rng = fastrand::Rng::with_seed(seed);
         let segments = rng.u64(3..7);
         let config = LogConfig {
@@ -259,7 +290,7 @@ impl World {
         let policies = (0..3).map(|class| (ClassId(class), policy(&mut rng))).collect();
         let model = Model::new(mode == Mode::Damage);
         let client = Client::new(rng.u64(..));
-        World {
+        let mut world = World {
             mode,
             rng,
             disk,
@@ -271,14 +302,57 @@ impl World {
             job: None,
             dark: false,
             policies,
+            wide: None,
             #[cfg(test)]
             after_crash: None,
+        };
+        if wide {
+            world.widen(fastrand::Rng::with_seed(seed ^ WIDE));
         }
+        world
+    }
+
+    /// Adds what narrow histories do without.
+    fn widen(&mut self, mut rng: fastrand::Rng) {
+        let cold = self.config.cold.get_or_insert_with(|| ColdConfig {
+            sort_bytes: SEGMENT_BYTES,
+            sort_age: Duration::from_secs(200),
+            sort_memory_bytes: 30 << 10,
+            wal_bytes_max: 6 * SEGMENT_BYTES,
+            merge_fan_in: 3,
+            ..ColdConfig::default()
+        });
+        cold.merged_bytes = rng.u64(4..60) << 10;
+        cold.key_map_bytes_max = rng.usize(24..50) << 10;
+        if rng.u32(0..3) == 0 {
+            self.config.index_entries_max = 64;
+        }
+        let delete = rng.bool();
+        let policy = ClassPolicy {
+            compact: true,
+            delete,
+            retention_ms: (rng.u32(0..3) == 0).then(|| rng.u64(100_000..2_000_000)),
+            retention_bytes: (rng.u32(0..6) == 0).then(|| rng.u64(50..200) << 10),
+            delete_retention_ms: [0, 300_000, 3_000_000][rng.usize(0..3)],
+            drop_oldest: rng.u32(0..3) == 0,
+        };
+        self.policies.push((COMPACTED, policy.clone()));
+        self.disk.cold_rots = true;
+        let expire = |policy: &ClassPolicy| {
+            policy.drop_oldest || policy.delete && (policy.retention_ms.is_some() || policy.retention_bytes.is_some())
+        };
+        let expires = self.config.retention_bytes.is_some()
+            || self.config.retention_age.is_some()
+            || self.policies.iter().any(|(_, policy)| expire(policy));
+        self.model.widen(policy, expires);
+        self.client.widen(rng.u64(..));
+        self.wide = Some(rng);
     }
 
     fn history(&mut self) -> Result<(), String> {
         while self.tally.crashes < CRASHES_PER_SEED {
             let Some(mut life) = self.open()? else { return Ok(()) };
+            self.model.now_ms = self.now.wall_ms;
             self.model.check(&life.engine, &life.reads, &life.report, &mut self.tally)?;
             self.client.recovered(&life.engine, &mut self.model);
             self.tally.torn_tails += u64::from(life.report.torn_tail);
@@ -300,6 +374,7 @@ impl World {
                 self.tally.recycled += stats.recycled;
                 self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
                 self.tally.merged += stats.merged_from_bytes;
+                self.tally.compacted += stats.records_compacted;
             }
             self.tally.sorted += life.engine.view().tables().cold.len() as u64;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
@@ -349,6 +424,13 @@ impl World {
     }
 
     fn act(&mut self, life: &mut Life) -> Result<(), String> {
+        self.client.wall_ms = self.now.wall_ms;
+        if self.wide.as_mut().is_some_and(|rng| rng.u32(0..12) == 0) {
+            self.work(life, true)?;
+            if self.dark {
+                return Ok(());
+            }
+        }
         match self.rng.u32(0..100) {
             0..70 => {
                 let (append, ticket) = self.client.next(&mut self.model);
@@ -391,6 +473,9 @@ impl World {
             sort_memory_bytes,
             now_ms: self.now.wall_ms,
         };
+        if let Job::Merge { compact: Some(compact), .. } = &job {
+            self.tally.passes += u64::from(!compact.clean_to.is_empty());
+        }
         let result = shop.run(&job);
         if matches!(result, Err(JobError::Disk(DiskError::Closed { .. }))) {
             self.dark = true;
@@ -401,7 +486,19 @@ impl World {
             numbers.iter().for_each(|number| life.reads.forget_cold(*number));
         }
         life.engine.job_done(result);
-        self.pump(life)
+        self.pump(life)?;
+        self.look(life)
+    }
+
+    /// Reads everything, now and then, while the log is in use.
+    fn look(&mut self, life: &mut Life) -> Result<(), String> {
+        let Some(rng) = &mut self.wide else { return Ok(()) };
+        if rng.u32(0..3) > 0 {
+            return Ok(());
+        }
+        self.tally.rereads += 1;
+        self.model.now_ms = self.now.wall_ms;
+        self.model.look(&life.engine, &life.reads, rng, &mut self.tally)
     }
 
     /// Everything that is due.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc;
 
 use super::Tally;
+use super::keyed::{Keyed, KeyedRecord, records_of};
 use crate::batches;
 use crate::core::Engine;
 use crate::read::ReadPath;
@@ -38,21 +39,29 @@ pub(super) struct Model {
     /// In order of submission.
     pending: VecDeque<usize>,
     /// Open partitions: base offset to (attempt, entry).
-    partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
+    pub(super) partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
     ends: BTreeMap<PartitionId, i64>,
     starts: BTreeMap<PartitionId, i64>,
+    /// Starts that producers asked for.
+    raised: BTreeMap<PartitionId, i64>,
     lanes: BTreeMap<ProducerKey, u64>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Partitions once everything pending has gone through.
     believed: BTreeSet<PartitionId>,
-    damage_allowed: bool,
+    pub(super) damage_allowed: bool,
+    /// Of wide histories.
+    pub(super) keyed: Option<Keyed>,
+    /// Unix time of the check.
+    pub(super) now_ms: u64,
 }
 
 /// What was read: base offset to (attempt, entry), and the gaps between.
 #[derive(Default)]
-struct Contents {
-    partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
-    gaps: Vec<(PartitionId, i64, i64)>,
+pub(super) struct Contents {
+    pub(super) partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
+    pub(super) gaps: Vec<(PartitionId, i64, i64)>,
+    /// Of keyed partitions: offset to record.
+    pub(super) keyed: BTreeMap<PartitionId, BTreeMap<i64, KeyedRecord>>,
 }
 
 impl Model {
@@ -63,10 +72,13 @@ impl Model {
             partitions: BTreeMap::new(),
             ends: BTreeMap::new(),
             starts: BTreeMap::new(),
+            raised: BTreeMap::new(),
             lanes: BTreeMap::new(),
             meta: BTreeMap::new(),
             believed: BTreeSet::new(),
             damage_allowed,
+            keyed: None,
+            now_ms: 0,
         }
     }
 
@@ -195,6 +207,10 @@ impl Model {
             };
         }
         for op in &append.partitions {
+            if let PartitionOp::RaiseStart(id, to) = op {
+                let raised = self.raised.entry(*id).or_insert(0);
+                *raised = (*raised).max(*to);
+            }
             if let PartitionOp::Drop(id) = op {
                 self.partitions.remove(id);
                 self.ends.remove(id);
@@ -223,6 +239,62 @@ impl Model {
         self.check_state(engine)?;
         self.believed = self.partitions.keys().copied().collect();
         Ok(())
+    }
+
+    /// Compares everything in the middle of a life, and searches by timestamp.
+    pub(super) fn look(
+        &mut self,
+        engine: &Engine<usize>,
+        reads: &Arc<ReadPath>,
+        rng: &mut fastrand::Rng,
+        tally: &mut Tally,
+    ) -> Result<(), String> {
+        let contents = self.read_everything(engine, reads, tally)?;
+        if !self.damage_allowed && !contents.gaps.is_empty() {
+            return Err(format!("gaps without damage: {:?}", contents.gaps));
+        }
+        self.check_partitions(engine, &contents, tally).map_err(|what| format!("in the middle of a life: {what}"))?;
+        let ids: Vec<PartitionId> = contents.partitions.keys().copied().collect();
+        for _ in 0..if ids.is_empty() { 0 } else { 3 } {
+            self.search(ids[rng.usize(0..ids.len())], &contents, reads, rng)?;
+            tally.searches += 1;
+        }
+        Ok(())
+    }
+
+    /// The first record from a time on, where timestamps rise; one from that time on, where they do not.
+    fn search(&self, id: PartitionId, contents: &Contents, reads: &Arc<ReadPath>, rng: &mut fastrand::Rng) -> Result<(), String> {
+        let records: Vec<(i64, i64)> = match contents.keyed.get(&id) {
+            Some(records) => records.iter().map(|(offset, record)| (*offset, record.timestamp)).collect(),
+            None => contents.partitions[&id].iter().map(|(base, (attempt, _))| (*base, *attempt as i64)).collect(),
+        };
+        if records.is_empty() || contents.gaps.iter().any(|(gap, ..)| *gap == id) {
+            return Ok(());
+        }
+        let timestamp = records[rng.usize(0..records.len())].1 + rng.i64(-1..3);
+        let (reply, answer) = mpsc::channel();
+        reads.offset_for_timestamp(id, timestamp, Box::new(move |found| drop(reply.send(found))));
+        let found = match answer.recv().unwrap_or(Err(ReadError::Busy)) {
+            Ok(found) => found,
+            Err(ReadError::Io(_)) if self.damage_allowed => return Ok(()),
+            Err(error) => return Err(format!("searching partition {id} for {timestamp}: {error}")),
+        };
+        let wanted = records.iter().copied().find(|(_, at)| *at >= timestamp);
+        let exact = records.is_sorted_by_key(|(_, at)| *at);
+        let right =
+            if exact { found == wanted } else { found.is_none_or(|found| found.1 >= timestamp && records.contains(&found)) };
+        if right {
+            Ok(())
+        } else {
+            Err(format!("searching partition {id} for {timestamp} gave {found:?}, the first is {wanted:?}"))
+        }
+    }
+
+    /// A place between two appends of a partition.
+    pub(super) fn some_base(&self, id: PartitionId, rng: &mut fastrand::Rng) -> Option<i64> {
+        let bases: Vec<i64> = self.partitions.get(&id)?.keys().copied().collect();
+        // Most of what there is stays.
+        Some(*bases.get(rng.usize(0..bases.len().div_ceil(4).max(1)))?)
     }
 
     /// Pending appends are there as a prefix: up to the last one that is.
@@ -267,11 +339,18 @@ impl Model {
                         let mut expected = offset;
                         for batch in &chunk.batches {
                             let base = batches::base_offset(batch);
-                            if base > expected {
+                            if base > expected && !self.is_keyed(id) {
                                 return Err(format!("partition {id} skips from {expected} to {base}"));
                             }
-                            let entry = self.recognise(id, batch, tally)?;
-                            entries.insert(base, entry);
+                            if base < expected && base >= start && expected > offset {
+                                return Err(format!("partition {id} goes back from {expected} to {base}"));
+                            }
+                            if self.is_keyed(id) {
+                                let records = contents.keyed.entry(id).or_default();
+                                entries.extend(self.recognise_keyed(id, batch, records, tally)?.map(|entry| (base, entry)));
+                            } else {
+                                entries.insert(base, self.recognise(id, batch, tally)?);
+                            }
                             expected = base + batches::split(batch).flatten().map(|span| i64::from(span.offsets)).sum::<i64>();
                         }
                         offset = chunk.next_offset;
@@ -309,11 +388,36 @@ impl Model {
         if bytes.len() != batch.len() || bytes[16..] != batch[16..] {
             return Err(format!("append {attempt} has changed"));
         }
-        if sent.state == State::Dead {
+        self.is_alive(attempt, tally)?;
+        Ok((attempt, n))
+    }
+
+    fn is_alive(&self, attempt: usize, tally: &mut Tally) -> Result<(), String> {
+        if self.attempts[attempt].state == State::Dead {
             tally.resurrected += 1;
             return Err(format!("append {attempt} is back, although a recovery had not found it or it was refused"));
         }
-        Ok((attempt, n))
+        Ok(())
+    }
+
+    /// Whose batch this is, of which compaction may have left only a part, or nothing.
+    fn recognise_keyed(
+        &self,
+        id: PartitionId,
+        batch: &[u8],
+        into: &mut BTreeMap<i64, KeyedRecord>,
+        tally: &mut Tally,
+    ) -> Result<Option<(usize, usize)>, String> {
+        let records = records_of(batch).map_err(|error| format!("partition {id}: {error}"))?;
+        let Some((attempt, n)) = records.first().map(|(_, record)| record.sent_as()) else { return Ok(None) };
+        let sent = self.attempts.get(attempt).and_then(|sent| sent.append.entries.get(n));
+        let one = records.iter().all(|(_, record)| record.sent_as() == (attempt, n));
+        if !one || sent.is_none_or(|sent| sent.partition != id) {
+            return Err(format!("partition {id} holds a batch nobody sent there"));
+        }
+        self.is_alive(attempt, tally)?;
+        into.extend(records);
+        Ok(Some((attempt, n)))
     }
 
     fn check_partitions(&mut self, engine: &Engine<usize>, contents: &Contents, tally: &mut Tally) -> Result<(), String> {
@@ -331,6 +435,11 @@ impl Model {
             let found = &contents.partitions[&id];
             self.check_start(id, bounds)?;
             self.check_duplicates(id, found, tally)?;
+            if self.is_keyed(id) {
+                self.check_keyed(id, bounds, contents, tally)?;
+                self.check_end(id, bounds)?;
+                continue;
+            }
             let model = self.partitions.get_mut(&id).expect("listed");
             model.retain(|base, _| *base >= bounds.start);
             let mut missing = Vec::new();
@@ -361,11 +470,7 @@ impl Model {
                 }
                 self.partitions.get_mut(&id).expect("listed").extend(found.iter().map(|(base, entry)| (*base, *entry)));
             }
-            let end = self.ends.get(&id).copied().unwrap_or(0);
-            if end != bounds.high_watermark && !self.damage_allowed {
-                return Err(format!("partition {id} ends at {} instead of {end}", bounds.high_watermark));
-            }
-            self.ends.insert(id, bounds.high_watermark);
+            self.check_end(id, bounds)?;
         }
         if self.damage_allowed {
             for id in open {
@@ -386,7 +491,20 @@ impl Model {
         self.starts.remove(&id);
     }
 
+    fn check_end(&mut self, id: PartitionId, bounds: PartitionBounds) -> Result<(), String> {
+        let end = self.ends.insert(id, bounds.high_watermark).unwrap_or(0);
+        if end != bounds.high_watermark && !self.damage_allowed {
+            return Err(format!("partition {id} ends at {} instead of {end}", bounds.high_watermark));
+        }
+        Ok(())
+    }
+
     fn check_start(&mut self, id: PartitionId, bounds: PartitionBounds) -> Result<(), String> {
+        let raised = self.raised.get(&id).copied().unwrap_or(0);
+        let stays = self.keyed.as_ref().is_some_and(|keyed| !keyed.expires);
+        if !self.damage_allowed && (bounds.start < raised || (stays && bounds.start > raised)) {
+            return Err(format!("partition {id} starts at {} instead of {raised}", bounds.start));
+        }
         let shown = self.starts.insert(id, bounds.start).unwrap_or(0);
         if bounds.start < shown && !self.damage_allowed {
             return Err(format!("the start of partition {id} went back from {shown} to {}", bounds.start));

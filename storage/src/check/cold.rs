@@ -1,0 +1,367 @@
+//! The cold tier: every byte that a CRC covers, and whether what the manifest names, what the files say of themselves and what is in
+//! them agree. What is missing between segments, and between them and the WAL, is lost unless compaction may have left it out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use weir_batch::RecordBatch;
+
+use super::report::CheckReport;
+use super::{JOBS_MAX, Meter};
+use crate::cold::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, decode_block, decode_page};
+use crate::core::Opening;
+use crate::disk::FileId;
+use crate::format::{BLOCK, Uuid};
+use crate::report::Gap;
+use crate::types::PartitionId;
+use crate::view::{ColdPlace, Tables};
+
+/// Problems of one segment that are told one by one.
+const PROBLEMS_MAX: usize = 1000;
+
+/// What one segment holds.
+#[derive(Debug, Default)]
+struct Segment {
+    spans: Vec<PartitionSpan>,
+    problems: Vec<(Option<u64>, String)>,
+    problems_total: u64,
+    lost: Vec<Gap>,
+    batches: u64,
+    records: u64,
+}
+
+impl Segment {
+    fn problem(&mut self, at: Option<u64>, what: impl Into<String>) {
+        self.problems_total += 1;
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push((at, what.into()));
+        }
+    }
+}
+
+/// Bytes that the manifest names.
+pub(super) fn bytes(opening: &Opening) -> u64 {
+    opening.view.tables().cold.iter().map(|place| place.entry.file_bytes).sum()
+}
+
+/// Checks all that the manifest names, several segments at a time.
+pub(super) fn check(
+    dir: &Path,
+    log_id: &Uuid,
+    opening: &Opening,
+    jobs: NonZeroUsize,
+    meter: &Meter<'_>,
+    report: &mut CheckReport,
+) {
+    let tables = opening.view.tables();
+    let places = &tables.cold;
+    strangers(dir, places.iter().map(|place| place.number), report);
+    let next = AtomicUsize::new(0);
+    let read: Mutex<BTreeMap<usize, Segment>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.get().min(JOBS_MAX).min(places.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(place) = places.get(at) else { return };
+                    let segment = segment(dir, log_id, place);
+                    meter.add(place.entry.file_bytes);
+                    read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, segment);
+                }
+            });
+        }
+    });
+    let read = read.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut spans: BTreeMap<PartitionId, Vec<(PartitionSpan, ColdPlace)>> = BTreeMap::new();
+    report.cold_segments = places.len() as u64;
+    for (at, segment) in read {
+        let place = **places.get(at).expect("read above");
+        let file = FileId::Cold(place.number).to_string();
+        report.damage_total += segment.problems_total - segment.problems.len() as u64;
+        segment.problems.into_iter().for_each(|(at, what)| report.damage(&file, at, what));
+        report.lost.extend(segment.lost);
+        report.cold_batches += segment.batches;
+        report.cold_records += segment.records;
+        segment.spans.into_iter().for_each(|span| spans.entry(span.partition).or_default().push((span, place)));
+    }
+    joints(&tables, spans, report);
+}
+
+/// Files that the manifest does not name.
+fn strangers(dir: &Path, named: impl Iterator<Item = u32>, report: &mut CheckReport) {
+    let named: Vec<String> = named.map(|number| FileId::Cold(number).to_string()).collect();
+    super::files::names(&dir.join("cold"), &mut |name| {
+        let name = format!("cold/{name}");
+        if !named.contains(&name) {
+            report
+                .note(name, "the manifest does not name it: what a job left behind that was cut off; the next start removes it");
+        }
+    });
+}
+
+fn segment(dir: &Path, log_id: &Uuid, place: &ColdPlace) -> Segment {
+    let mut segment = Segment::default();
+    let id = FileId::Cold(place.number);
+    let opened = File::open(dir.join(id.relative_path())).and_then(|file| Ok((file.metadata()?.len(), file)));
+    match opened {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            segment.problem(None, "the manifest names it and it is missing: all its records are lost");
+        }
+        Err(error) => segment.problem(None, format!("it cannot be read: {error}")),
+        Ok((bytes, _)) if bytes != place.entry.file_bytes => {
+            segment.problem(None, format!("it is {bytes} bytes long, and {} in the manifest", place.entry.file_bytes));
+        }
+        Ok((_, file)) => {
+            let reader = Reader { file, place };
+            if let Err((at, error)) = reader.read(log_id, &mut segment) {
+                segment.problem(Some(at), error);
+            }
+        }
+    }
+    segment
+}
+
+/// Where in the file, and what is wrong.
+type Bad = (u64, String);
+
+struct Reader<'a> {
+    file: File,
+    place: &'a ColdPlace,
+}
+
+impl Reader<'_> {
+    fn bytes(&self, at: u64, bytes: usize) -> Result<Bytes, Bad> {
+        if at.saturating_add(bytes as u64) > self.place.entry.file_bytes {
+            return Err((at, "what should lie here reaches beyond the file".to_owned()));
+        }
+        let mut data = vec![0; bytes];
+        self.file.read_exact_at(&mut data, at).map_err(|error| (at, format!("it cannot be read: {error}")))?;
+        Ok(data.into())
+    }
+
+    fn read(&self, log_id: &Uuid, segment: &mut Segment) -> Result<(), Bad> {
+        let (number, entry) = (self.place.number, &self.place.entry);
+        match SegmentHead::decode(number, log_id, &self.bytes(0, BLOCK)?) {
+            Err(error) => segment.problem(Some(0), reason(&error)),
+            Ok(head) => {
+                let told = (head.class, head.first_lsn, head.last_lsn, head.compacted, head.promoted);
+                if told != (entry.class, entry.first_lsn, entry.last_lsn, entry.compacted, entry.promoted) {
+                    segment.problem(Some(0), "its header and the manifest contradict each other");
+                }
+            }
+        }
+        let footer_at = ColdIndex::footer_at(entry.file_bytes);
+        let at = |at: u64| move |error: ColdError| (at, reason(&error));
+        let footer = Footer::decode(number, entry.file_bytes, &self.bytes(footer_at, BLOCK)?).map_err(at(footer_at))?;
+        let told = (footer.records, footer.batch_bytes, footer.partitions, footer.blocks);
+        if told != (entry.records, entry.batch_bytes, entry.partitions, entry.blocks) {
+            segment.problem(Some(footer_at), "its footer and the manifest contradict each other");
+        }
+        let index = self.bytes(footer.index_at, footer.index_bytes as usize)?;
+        let index = ColdIndex::decode(&footer, &index).map_err(at(footer.index_at))?;
+        let mut pages_bad = false;
+        for page in index.pages() {
+            let spans = self
+                .bytes(page.at, page.bytes as usize)
+                .and_then(|stored| decode_page(number, page, stored).map_err(at(page.at)));
+            match spans {
+                Ok(spans) => segment.spans.extend(spans),
+                Err((at, error)) => {
+                    pages_bad = true;
+                    segment.problem(Some(at), error);
+                }
+            }
+        }
+        if entry.promoted {
+            // Nothing makes these yet.
+            segment.problem(Some(0), "it is the index of a promoted WAL segment, which this check does not read");
+        } else {
+            self.blocks(&index, pages_bad, segment);
+        }
+        Ok(())
+    }
+
+    /// Every block, and whether together they are what the pages say.
+    fn blocks(&self, index: &ColdIndex, pages_bad: bool, segment: &mut Segment) {
+        let number = self.place.number;
+        let mut found = Found::default();
+        let mut blocks_bad = false;
+        for (ordinal, place) in index.blocks().iter().enumerate() {
+            let stored = self.bytes(place.at, place.bytes as usize);
+            let block = stored
+                .and_then(|stored| decode_block(number, ordinal as u32, stored).map_err(|error| (place.at, reason(&error))));
+            let runs = match block {
+                Ok(block) => block.runs(),
+                Err((at, error)) => {
+                    blocks_bad = true;
+                    found.broken_at.push(segment.spans.len());
+                    segment.problem(Some(at), error);
+                    let until = index.blocks().get(ordinal + 1).map(|next| (next.partition, next.first_offset));
+                    lost_with(segment, (place.partition, place.first_offset), place.last_partition, until);
+                    continue;
+                }
+            };
+            let mut first = true;
+            for run in runs {
+                if first && (run.partition, run.base_offset) != (place.partition, place.first_offset) {
+                    segment.problem(Some(place.at), "the index says that other records begin here");
+                }
+                first = false;
+                self.run(&run, place.at, &mut found, segment);
+            }
+        }
+        if !blocks_bad && !pages_bad {
+            self.compare(&found.spans, index, segment);
+        }
+    }
+
+    fn run(&self, run: &ColdEntry, at: u64, found: &mut Found, segment: &mut Segment) {
+        let holes = self.place.entry.compacted;
+        let (mut rest, mut offset) = (&run.batches[..], run.base_offset);
+        let mut records = 0;
+        let bad = loop {
+            if rest.is_empty() {
+                let short = offset != run.next_offset;
+                break short.then(|| format!("they end at {offset}"));
+            }
+            let Ok(batch) = RecordBatch::verify(rest) else {
+                break Some("the CRC or length of a batch does not match".to_owned());
+            };
+            let base = batch.base_offset();
+            if base < offset || (base > offset && !holes) {
+                break Some(format!("a batch begins at {base} where {offset} is next"));
+            }
+            offset = batch.next_offset();
+            rest = &rest[batch.bytes().len()..];
+            segment.batches += 1;
+            records += u64::from(batch.record_count());
+        };
+        segment.records += records;
+        if let Some(bad) = bad {
+            let ColdEntry { partition, base_offset: from, next_offset: to, .. } = *run;
+            segment.problem(
+                Some(at),
+                format!("the block is intact but record batches {from}..{to} of partition {partition}: {bad}"),
+            );
+            segment.lost.push(Gap { partition, from, to });
+        }
+        found.add(run, records, holes, segment);
+    }
+
+    fn compare(&self, found: &[PartitionSpan], index: &ColdIndex, segment: &mut Segment) {
+        let at = index.pages().first().map(|page| page.at);
+        for n in 0..found.len().max(segment.spans.len()) {
+            if found.get(n) != segment.spans.get(n) {
+                let which = found.get(n).or(segment.spans.get(n)).map_or(PartitionId(0), |span| span.partition);
+                return segment
+                    .problem(at, format!("the blocks and the pages contradict each other, at partition {which} first"));
+            }
+        }
+    }
+}
+
+/// What the good blocks hold, partition by partition.
+#[derive(Default)]
+struct Found {
+    spans: Vec<PartitionSpan>,
+    /// After so many of them a block was damaged.
+    broken_at: Vec<usize>,
+}
+
+impl Found {
+    fn add(&mut self, run: &ColdEntry, records: u64, holes: bool, segment: &mut Segment) {
+        let after_damage = !self.broken_at.is_empty();
+        self.broken_at.clear();
+        match self.spans.last_mut().filter(|span| span.partition == run.partition) {
+            Some(span) => {
+                let (from, to) = (span.next_offset, run.base_offset);
+                if to < from {
+                    segment.problem(None, format!("offset {to} of partition {} stands here a second time", run.partition));
+                } else if to > from && !holes && !after_damage {
+                    segment.lost.push(Gap { partition: run.partition, from, to });
+                }
+                span.next_offset = run.next_offset;
+                span.max_timestamp = span.max_timestamp.max(run.max_timestamp);
+                span.batch_bytes += run.batches.len() as u64;
+                span.records += records;
+            }
+            None => self.spans.push(PartitionSpan {
+                partition: run.partition,
+                first_offset: run.base_offset,
+                next_offset: run.next_offset,
+                max_timestamp: run.max_timestamp,
+                batch_bytes: run.batches.len() as u64,
+                records,
+            }),
+        }
+    }
+}
+
+/// What a damaged block takes along, as far as index and pages tell.
+fn lost_with(segment: &mut Segment, first: (PartitionId, i64), last: PartitionId, until: Option<(PartitionId, i64)>) {
+    for span in segment.spans.iter().filter(|span| span.partition >= first.0 && span.partition <= last) {
+        let from = if span.partition == first.0 { first.1 } else { span.first_offset };
+        let to = until.filter(|until| until.0 == span.partition).map_or(span.next_offset, |until| until.1);
+        if from < to {
+            segment.lost.push(Gap { partition: span.partition, from, to });
+        }
+    }
+}
+
+/// Offsets rise over the segments of a class, and go on in the WAL.
+fn joints(tables: &Tables, spans: BTreeMap<PartitionId, Vec<(PartitionSpan, ColdPlace)>>, report: &mut CheckReport) {
+    let mut holes: Vec<(Option<u32>, Gap)> = Vec::new();
+    let mut claim = |number, partition, from: i64, to: i64| {
+        let known = tables.gaps.range((partition, i64::MIN)..=(partition, from)).next_back().is_some_and(|(_, end)| *end >= to);
+        if from < to && !known {
+            holes.push((number, Gap { partition, from, to }));
+        }
+    };
+    let mut disorder = Vec::new();
+    for (id, partition) in tables.partitions.iter() {
+        let mut all = spans.get(&id).cloned().unwrap_or_default();
+        for (n, (span, place)) in all.iter().enumerate() {
+            let before = all[..n].iter().rev().find(|(_, before)| before.entry.class == place.entry.class);
+            if before.is_some_and(|(before, _)| before.next_offset > span.first_offset) {
+                disorder.push((place.number, id, span.first_offset));
+            }
+        }
+        all.sort_by_key(|(span, _)| span.first_offset);
+        let wal_start = partition.wal_start(tables.first_sequence());
+        let (mut next, mut compacted) = (partition.start, false);
+        for (span, place) in &all {
+            if !place.entry.compacted {
+                claim(Some(place.number), id, next, span.first_offset.min(wal_start));
+            }
+            (next, compacted) = (next.max(span.next_offset), place.entry.compacted);
+        }
+        if !compacted {
+            claim(None, id, next, wal_start);
+        }
+    }
+    for (number, id, offset) in disorder {
+        let what = format!("offset {offset} of partition {id} is in an older segment of its class as well");
+        report.damage(FileId::Cold(number).to_string(), None, what);
+    }
+    for (number, gap) in holes {
+        let Gap { partition, from, to } = gap;
+        let file = number.map_or_else(String::new, |number| FileId::Cold(number).to_string());
+        report.damage(file, None, format!("records {from}..{to} of partition {partition} are missing before it"));
+        report.lost.push(gap);
+    }
+}
+
+/// The error's own sentence says to run a check.
+fn reason(error: &ColdError) -> String {
+    match error {
+        ColdError::Damaged { part, reason, .. } => format!("{part} is damaged: {reason}"),
+        ColdError::Misplaced { part, found, .. } => format!("{part} is that of segment {found}"),
+        other => other.to_string(),
+    }
+}
