@@ -24,7 +24,7 @@ plugins: build ## compile and pack the plugins that ship into plugins/dist
 quickstart: plugins ## the whole product in a minute: fleet, pipeline, kill -9, proof
 	@target/release/weir quickstart --plugins plugins/dist
 
-test: ## formatting, lints, every test, 10,000 simulated crashes, the crash test with real SIGKILL
+test: ## formatting, lints, every test, 2,000 simulated histories (50,000 crashes), the crash test with real SIGKILL
 	@.ci/test
 
 check: setup ## formatting and lints only

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::LogConfig;
+use crate::core::SEGMENTS_PER_SORT;
 use crate::disk::mirror::{Member, MirrorControl, MirrorDisk, MirrorOptions, prepare_target};
 use crate::disk::{self, BackendChoice, ColdOpener, DiskProbe, OpenedDisk};
 use crate::format::Uuid;
@@ -48,7 +49,7 @@ pub(crate) fn open(config: &LogConfig, start: Instant) -> Result<OpenedMirror, O
         return Err(OpenError::BadConfig(ONE_COPY_YET.to_owned()));
     }
     // One sort's output, should nothing of it compress.
-    let headroom = config.cold.as_ref().map_or(0, |cold| cold.sort_bytes.max(config.segment_bytes));
+    let headroom = config.cold.as_ref().map_or(0, |_| SEGMENTS_PER_SORT as u64 * config.segment_bytes);
     let mut cold = None;
     let (first, mut probe) = match open_member(&config.dir, config.backend, headroom) {
         Ok((member, opener, probe)) => {

@@ -22,7 +22,7 @@ use crate::view::ColdPlace;
 /// First byte of the keys that belong to the log.
 pub(super) const RESERVED_KEY: u8 = 0;
 /// WAL segments sorted by one job: where the WAL is at its bound, producers wait for one.
-const SEGMENTS_PER_SORT: usize = 2;
+pub(crate) const SEGMENTS_PER_SORT: usize = 2;
 /// Wait before a job that failed is tried again.
 const JOB_RETRY: Duration = Duration::from_secs(1);
 

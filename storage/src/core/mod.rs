@@ -40,7 +40,7 @@ use compress::{Effort, FrameCompressor};
 
 pub(crate) use build::{decode_meta_ops, slice_of};
 pub(crate) use change::{Change, decode_changes};
-pub(crate) use cold::named_segments;
+pub(crate) use cold::{SEGMENTS_PER_SORT, named_segments};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.

@@ -17,7 +17,8 @@ pub(super) struct LatestArgs {
     /// The topic
     topic: String,
     /// The key
-    key: String,
+    #[arg(value_name = "KEY")]
+    record_key: String,
     /// One JSON object, with offset and timestamp
     #[arg(long)]
     json: bool,
@@ -28,10 +29,10 @@ pub(super) struct LatestArgs {
 pub(super) async fn run(args: LatestArgs) -> Result<(), Failure> {
     let client = args.connect.connect().await?;
     let about = client.admin().describe_topic(&args.topic).await.map_err(|error| args.connect.failure(error))?;
-    let partition = partition_for_key(args.key.as_bytes(), (about.partitions.len() as u32).max(1));
+    let partition = partition_for_key(args.record_key.as_bytes(), (about.partitions.len() as u32).max(1));
     let last = last_record(&client, &args, partition).await?;
     let Some((record, value)) = last.as_ref().and_then(|record| Some((record, record.value.as_ref()?))) else {
-        return Err(Failure::new(Exit::Failed, format!("topic {} has no value of key {:?}", args.topic, args.key)));
+        return Err(Failure::new(Exit::Failed, format!("topic {} has no value of key {:?}", args.topic, args.record_key)));
     };
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -63,7 +64,7 @@ async fn last_record(client: &Client, args: &LatestArgs, partition: u32) -> Resu
     let mut last = None;
     while let Some(record) = consumer.next().await {
         let record = record.map_err(|error| args.connect.failure(error))?;
-        if record.key.as_deref() == Some(args.key.as_bytes()) {
+        if record.key.as_deref() == Some(args.record_key.as_bytes()) {
             last = Some(record);
         }
     }
