@@ -1,32 +1,39 @@
 //! `weir-sim`: the storage simulator from the command line. `--seed N` runs one seed, `--seeds N` that many, `--crashes N` as many
-//! seeds as it takes; `--mirror N` runs that many seeds of two copies on two disks; `--control
+//! seeds as it takes; `--mirror N` runs that many seeds of two copies on two disks; `--from N` begins at that seed; `--control
 //! ack-without-sync|lying-disk|mirror-stale|mirror-lying` must find a violation and says so with its exit code.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::available_parallelism;
 
-use weir_storage::sim::{CRASHES_PER_SEED, Mode, Tally, run};
+use weir_storage::sim::{CRASHES_PER_SEED, Mode, Tally, Violation, run};
 
-const USAGE: &str = "usage: weir-sim [--seed N | --seeds N | --crashes N] [--mirror N] [--control ack-without-sync | lying-disk | mirror-stale | mirror-lying]";
+const USAGE: &str = "usage: weir-sim [--seed N | --seeds N | --crashes N | --mirror N] [--from N] [--control ack-without-sync | lying-disk | mirror-stale | mirror-lying]";
 
 struct Args {
-    seeds: std::ops::Range<u64>,
+    from: u64,
+    seeds: u64,
     control: Option<Mode>,
     mirror: bool,
 }
 
 fn parse() -> Result<Args, String> {
-    let mut args = Args { seeds: 0..200, control: None, mirror: false };
+    let mut args = Args { from: 0, seeds: 200, control: None, mirror: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or(USAGE)?;
         let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number, not {value:?}\n{USAGE}"));
         match word.as_str() {
-            "--seed" => args.seeds = number()?..number()? + 1,
-            "--seeds" => args.seeds = 0..number()?,
-            "--crashes" => args.seeds = 0..number()?.div_ceil(CRASHES_PER_SEED),
-            "--mirror" => (args.seeds, args.mirror) = (0..number()?, true),
-            "--mirror-seed" => (args.seeds, args.mirror) = (number()?..number()? + 1, true),
+            "--seed" => (args.from, args.seeds) = (number()?, 1),
+            "--seeds" => args.seeds = number()?,
+            "--from" => args.from = number()?,
+            "--crashes" => args.seeds = number()?.div_ceil(CRASHES_PER_SEED),
+            "--mirror" => (args.seeds, args.mirror) = (number()?, true),
+            "--mirror-seed" => (args.from, args.seeds, args.mirror) = (number()?, 1, true),
             "--control" if value == "mirror-stale" => args.control = Some(Mode::MirrorStale),
             "--control" if value == "mirror-lying" => args.control = Some(Mode::MirrorLying),
             "--control" if value == "ack-without-sync" => args.control = Some(Mode::AckWithoutSync),
@@ -73,6 +80,43 @@ fn print(tally: &Tally) {
     );
 }
 
+/// What a seed of the plain histories, or of the mirrored ones, is for.
+fn mode_of(seed: u64, args: &Args) -> Mode {
+    // Every fifth seed damages the disk as well.
+    let mode = match (args.mirror, seed % 5 == 4) {
+        (false, false) => Mode::Power,
+        (false, true) => Mode::Damage,
+        (true, false) => Mode::Mirror,
+        (true, true) => Mode::MirrorRot,
+    };
+    args.control.unwrap_or(mode)
+}
+
+/// Runs the seeds on all cores, up to the first violation. Results are in the order of the seeds, so they are the same on any machine.
+fn run_all(args: &Args) -> BTreeMap<u64, Result<Tally, Violation>> {
+    let next = AtomicU64::new(args.from);
+    let violated = AtomicBool::new(false);
+    let results = Mutex::new(BTreeMap::new());
+    let work = || {
+        while !violated.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed - args.from >= args.seeds {
+                return;
+            }
+            let result = run(seed, mode_of(seed, args));
+            violated.fetch_or(result.is_err(), Ordering::Relaxed);
+            results.lock().expect("no seed panics while it holds this").insert(seed, result);
+        }
+    };
+    let threads = available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    results.into_inner().expect("a seed that panics ends the program")
+}
+
 fn main() -> ExitCode {
     let args = match parse() {
         Ok(args) => args,
@@ -82,23 +126,15 @@ fn main() -> ExitCode {
         }
     };
     let mut tally = Tally::default();
-    for seed in args.seeds {
-        // Every fifth seed damages the disk as well.
-        let damages = seed % 5 == 4;
-        let mode = match (args.mirror, damages) {
-            (false, false) => Mode::Power,
-            (false, true) => Mode::Damage,
-            (true, false) => Mode::Mirror,
-            (true, true) => Mode::MirrorRot,
-        };
-        let mode = args.control.unwrap_or(mode);
-        match run(seed, mode) {
+    for (seed, result) in run_all(&args) {
+        match result {
             Ok(one) => tally.add(&one),
             Err(violation) => {
                 tally.add(&violation.tally);
                 print(&tally);
                 println!(
-                    "violation: {violation} (mode {mode:?}; repeat with --{} {seed})",
+                    "violation: {violation} (mode {:?}; repeat with --{} {seed})",
+                    mode_of(seed, &args),
                     if args.mirror { "mirror-seed" } else { "seed" }
                 );
                 return ExitCode::FAILURE;

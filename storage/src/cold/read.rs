@@ -83,8 +83,6 @@ struct Catch {
     lost: bool,
     /// Segments that are of no more use to this read.
     passed: Vec<u32>,
-    /// The last segment that was read may lack offsets.
-    ended_compacted: bool,
 }
 
 enum Step {
@@ -111,7 +109,6 @@ impl Catch {
             class: partition.class.0,
             lost: false,
             passed: Vec::new(),
-            ended_compacted: false,
         })
     }
 
@@ -200,7 +197,8 @@ impl ColdReads {
         }
         Ok(match catch {
             Catch { ref batches, .. } if !batches.is_empty() => catch.chunk(),
-            Catch { offset, wal_start, ended_compacted, lost, .. } if offset < wal_start && (lost || !ended_compacted) => {
+            // Compaction keeps each partition's end, so there is no other reason for this.
+            Catch { offset, wal_start, .. } if offset < wal_start => {
                 Answer::Done(Err(ReadError::Gap { from: offset, to: wal_start }))
             }
             Catch { wal_start, .. } => Answer::GoOnAt(wal_start),
@@ -285,7 +283,6 @@ impl ColdReads {
     }
 
     async fn of_segment(&self, place: &ColdPlace, catch: &mut Catch) -> Result<Step, Miss> {
-        catch.ended_compacted = place.entry.compacted;
         let index = self.index(place).await?;
         let partition = catch.request.partition;
         let Some(first) = index.locate(partition, catch.offset) else { return Ok(Step::More) };

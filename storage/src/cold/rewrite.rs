@@ -21,8 +21,17 @@ use crate::disk::{ColdStore, DiskError, FileId};
 use crate::types::PartitionId;
 use crate::view::{ColdPlace, View};
 
-/// Where each partition ends in the inputs, and the last that has it.
-type Ends = HashMap<PartitionId, (i64, u32)>;
+/// What a partition has in the inputs.
+struct Extent {
+    first: i64,
+    end: i64,
+    /// The first input that has it, and whether that one is compacted.
+    begins_in: (u32, bool),
+    /// The last that has it.
+    ends_in: u32,
+}
+
+type Extents = HashMap<PartitionId, Extent>;
 type Store<'s> = RefCell<&'s mut dyn ColdStore>;
 
 /// Does the job.
@@ -35,8 +44,8 @@ pub(super) fn merge(
     let head = head_of(shop, inputs, number, compact.is_some());
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
-    let ends = check_joints(shop.store, shop.view, inputs, &indexes)?;
-    let elsewhere = compact.map(|_| elsewhere(shop, head.class, &ends));
+    let extents = check_joints(shop.store, shop.view, inputs, &indexes)?;
+    let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
     let mut file = NewFile::create(shop.store, head)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view, holes: head.compacted };
@@ -67,19 +76,27 @@ fn check_joints(
     view: &View,
     inputs: &[ColdPlace],
     indexes: &[Arc<ColdIndex>],
-) -> Result<Ends, JobError> {
-    let mut ends = Ends::new();
+) -> Result<Extents, JobError> {
+    let mut extents = Extents::new();
     for (place, index) in inputs.iter().zip(indexes) {
         let mut apart = None;
         each_span(store, place, index, |span| {
-            let before = ends.insert(span.partition, (span.next_offset, place.number));
-            apart = apart.or(before.filter(|(end, _)| !joins(view, span.partition, *end, span.first_offset)));
+            let known = extents.entry(span.partition).or_insert_with(|| Extent {
+                first: span.first_offset,
+                end: span.first_offset,
+                begins_in: (place.number, place.entry.compacted),
+                ends_in: place.number,
+            });
+            if !joins(view, span.partition, known.end, span.first_offset) {
+                apart.get_or_insert(known.ends_in);
+            }
+            (known.end, known.ends_in) = (span.next_offset, place.number);
         })?;
-        if let Some((_, before)) = apart {
+        if let Some(before) = apart {
             return Err(JobError::Apart { before, after: place.number });
         }
     }
-    Ok(ends)
+    Ok(extents)
 }
 
 /// Whether nothing that counts is missing between the two: what lies below a partition's start is not even sorted.
@@ -89,22 +106,35 @@ fn joins(view: &View, partition: PartitionId, end: i64, next: i64) -> bool {
 }
 
 /// Partitions that have older records in segments of another class, where this compaction does not reach them: a tombstone may be
-/// all that hides one of these.
-fn elsewhere(shop: &mut Workshop<'_>, class: u32, ends: &Ends) -> HashSet<PartitionId> {
+/// all that hides one of these. Before a partition's first record nothing may be missing: once compacted, nobody could tell.
+fn elsewhere(shop: &mut Workshop<'_>, class: u32, extents: &Extents) -> Result<HashSet<PartitionId>, JobError> {
     let places = Arc::clone(&shop.view.tables().cold);
     let mut found = HashSet::new();
+    let mut joined = HashSet::new();
     for place in places.iter().filter(|place| place.entry.class != class) {
         let looked = open_index(shop.store, place).and_then(|index| {
             each_span(shop.store, place, &index, |span| {
-                found.extend(ends.get(&span.partition).filter(|(end, _)| span.first_offset < *end).map(|_| span.partition));
+                let Some(extent) = extents.get(&span.partition).filter(|extent| span.first_offset < extent.end) else { return };
+                found.insert(span.partition);
+                if span.next_offset == extent.first {
+                    joined.insert(span.partition);
+                }
             })
         });
         if let Err(error) = looked {
             tracing::warn!(%error, "a cold segment cannot be read: tombstones stay as long as it is there");
-            return ends.keys().copied().collect();
+            found = extents.keys().copied().collect();
+            break;
         }
     }
-    found
+    for (&partition, extent) in extents {
+        let (number, compacted) = extent.begins_in;
+        let start = shop.view.tables().partitions.get(partition).map_or(extent.first, |partition| partition.start);
+        if !compacted && extent.first > start && !joined.contains(&partition) {
+            return Err(JobError::Hole { number, partition, offset: start });
+        }
+    }
+    Ok(found)
 }
 
 fn head_of(shop: &Workshop<'_>, inputs: &[ColdPlace], number: u32, compacting: bool) -> SegmentHead {
