@@ -15,7 +15,7 @@ use crate::disk::{ColdStore, DiskError, FileId};
 use crate::format::frame::EntryKind;
 use crate::format::{BLOCK, Uuid};
 use crate::types::{ClassId, PartitionId};
-use crate::view::{ColdPlace, View};
+use crate::view::{ColdPlace, Position, View};
 
 /// What the engine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +220,10 @@ impl Workshop<'_> {
             let mut scan = WalScan::new(*segment, self.log_id);
             while let Some(frame) = scan.next(self.store)? {
                 read_bytes += frame.header.frame_bytes() as u64;
+                if scan.damaged > 0 && !self.is_in_its_place(&frame, segment) {
+                    tracing::error!(lsn = frame.header.lsn, file = %FileId::Segment(segment.file), "a frame is where it was never put");
+                    continue;
+                }
                 chunk.add(&frame);
                 if chunk.bytes >= self.sort_memory_bytes {
                     self.write_chunk(std::mem::take(&mut chunk), number, &mut made)?;
@@ -236,6 +240,13 @@ impl Workshop<'_> {
         let Chunk { entries, first_lsn, last_lsn, .. } = chunk;
         let mut sorted = self.classify(entries);
         sorted.sort_unstable_by_key(|(class, entry)| (*class, entry.partition, entry.base_offset));
+        sorted.dedup_by(|(_, entry), (_, before)| {
+            let twice = entry.partition == before.partition && entry.base_offset < before.next_offset;
+            if twice {
+                tracing::error!(partition = %entry.partition, offset = entry.base_offset, "the log has this offset twice: one is left out");
+            }
+            twice
+        });
         let mut rest = &sorted[..];
         while let Some((class, _)) = rest.first() {
             let (run, others) = rest.split_at(rest.partition_point(|(other, _)| other <= class));
@@ -249,6 +260,20 @@ impl Workshop<'_> {
             made.push((number, file.finish(self.store)?));
         }
         Ok(())
+    }
+
+    /// Behind damage a frame that is good in itself may be one that went astray, or that was given up: it counts where the index
+    /// has it, unless that is thinned there, and nowhere within a gap.
+    fn is_in_its_place(&self, frame: &WalFrame, segment: &WalSegment) -> bool {
+        let tables = self.view.tables();
+        let position = Position { sequence: segment.sequence as u32, block: frame.block };
+        frame.entries.iter().filter(|entry| entry.kind == EntryKind::Batches).all(|entry| {
+            let id = PartitionId(entry.partition);
+            let Some(partition) = tables.partitions.get(id) else { return true };
+            let found = partition.index.binary_search_by_key(&entry.base_offset, |known| known.base_offset);
+            found.is_ok_and(|at| partition.index[at].position == position)
+                || (found.is_err() && tables.gap_at(id, entry.base_offset).is_none())
+        })
     }
 
     fn head(&self, number: u32, class: ClassId, first_lsn: u64, last_lsn: u64) -> SegmentHead {

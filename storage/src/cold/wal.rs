@@ -25,6 +25,8 @@ pub struct WalSegment {
 /// A frame with its payload decompressed.
 #[derive(Debug)]
 pub(crate) struct WalFrame {
+    /// Its first block in the segment.
+    pub(crate) block: u32,
     pub(crate) header: FrameHeader,
     pub(crate) entries: Vec<Entry>,
     pub(crate) payload: Bytes,
@@ -42,13 +44,15 @@ pub(crate) struct WalScan {
     /// Stretches without a good frame.
     pub(crate) damaged: u64,
     unreadable: u64,
+    /// LSN and CRC of the last good frame.
+    last: Option<(u64, u32)>,
 }
 
 impl WalScan {
     pub(crate) fn new(segment: WalSegment, log_id: Uuid) -> WalScan {
         let at = BLOCK as u64;
         let window = Bytes::new();
-        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0 }
+        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0, last: None }
     }
 
     /// The next good frame; `None` at the end. What is damaged is passed over and counted.
@@ -58,6 +62,7 @@ impl WalScan {
                 Ok(frame) => {
                     self.at += frame.header.frame_bytes() as u64;
                     self.lost = false;
+                    self.last = Some((frame.header.lsn, frame.header.header_crc));
                     return Ok(Some(frame));
                 }
                 Err(reason) => {
@@ -97,14 +102,26 @@ impl WalScan {
             return Ok(Err("it reaches beyond the segment"));
         }
         let Some(whole) = self.bytes(store, header.frame_bytes())? else { return Ok(Err("it cannot be read")) };
-        Ok(Self::decode(header, &whole))
+        Ok(self.decode(header, &whole))
     }
 
-    fn decode(header: FrameHeader, whole: &Bytes) -> Result<WalFrame, &'static str> {
+    /// A write that went astray leaves a good frame in a wrong place.
+    fn joins(&self, header: &FrameHeader) -> bool {
+        match self.last {
+            Some((lsn, _)) if self.lost => header.lsn > lsn,
+            Some((lsn, crc)) => header.lsn == lsn + 1 && header.prev_crc == crc,
+            None => true,
+        }
+    }
+
+    fn decode(&self, header: FrameHeader, whole: &Bytes) -> Result<WalFrame, &'static str> {
+        if !self.joins(&header) {
+            return Err("it does not follow the frame before");
+        }
         let entries = header.directory(whole)?;
         let stored = header.verified_payload(whole)?;
         let payload = if header.zstd { Bytes::from(header.raw_payload(stored)?) } else { whole.slice_ref(stored) };
-        Ok(WalFrame { header, entries, payload })
+        Ok(WalFrame { block: (self.at / BLOCK as u64) as u32, header, entries, payload })
     }
 
     /// `bytes` bytes from `at` on, from a window that reaches further; `None` if the disk cannot read them.
