@@ -19,7 +19,7 @@
 mod client;
 mod keyed;
 mod model;
-mod pair;
+pub(crate) mod pair;
 
 use std::sync::Arc;
 use std::time::Duration;

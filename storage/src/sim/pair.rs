@@ -28,14 +28,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A simulated disk that mirror and harness share.
 #[derive(Clone, Debug)]
-struct Shared(Arc<Mutex<SimDisk>>);
+pub(crate) struct Shared(Arc<Mutex<SimDisk>>);
 
 impl Shared {
-    fn new(seed: u64, faults: Faults) -> Shared {
+    pub(crate) fn new(seed: u64, faults: Faults) -> Shared {
         Shared(Arc::new(Mutex::new(SimDisk::new(seed, faults))))
     }
 
-    fn get(&self) -> MutexGuard<'_, SimDisk> {
+    pub(crate) fn get(&self) -> MutexGuard<'_, SimDisk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -96,6 +96,8 @@ struct Op {
     /// The log's number for it, until it is answered.
     outer: Option<u64>,
     what: What,
+    /// Copies that got it and are still there.
+    to: [bool; 2],
     /// Copies that have not answered.
     left: [bool; 2],
     /// Copies whose answer the log waits for.
@@ -334,7 +336,7 @@ impl MirrorDisk {
         self.op_next += 1;
         let only_filling = !(0..2).any(|side| to[side] && self.is_in_step(side));
         let since = only_filling.then(|| self.now());
-        self.ops.insert(id, Op { outer, what, left: to, needs, failed: None, since });
+        self.ops.insert(id, Op { outer, what, to, left: to, needs, failed: None, since });
         for side in (0..2).filter(|side| to[*side]) {
             self.disk(side).submit(id, op.clone());
         }
@@ -358,7 +360,7 @@ impl MirrorDisk {
         self.op_next += 1;
         let to = [self.is_in_step(0), self.is_in_step(1)];
         let what = What::Superblock { settles: self.must_mark || self.joining || self.announced };
-        self.ops.insert(id, Op { outer, what, left: to, needs: to, failed: None, since: None });
+        self.ops.insert(id, Op { outer, what, to, left: to, needs: to, failed: None, since: None });
         self.superblock_op = Some(id);
         let image = self.image.expect("just kept");
         for side in (0..2).filter(|side| to[*side]) {
@@ -395,10 +397,10 @@ impl MirrorDisk {
             return;
         }
         let result = op.failed.map_or(Ok(()), Err);
-        let (outer, what, done) = (op.outer.take(), op.what, op.left == [false, false]);
+        let (outer, what, to, done) = (op.outer.take(), op.what, op.to, op.left == [false, false]);
         if done {
             self.ops.remove(&id);
-            self.settled(id, what, result);
+            self.settled(id, what, to, result);
         }
         if let Some(outer) = outer {
             let answer = DiskCompletion { id: outer, result };
@@ -406,7 +408,7 @@ impl MirrorDisk {
         }
     }
 
-    fn settled(&mut self, id: u64, what: What, result: Result<(), DiskError>) {
+    fn settled(&mut self, id: u64, what: What, to: [bool; 2], result: Result<(), DiskError>) {
         match what {
             What::Superblock { settles } => {
                 self.superblock_op = None;
@@ -414,8 +416,9 @@ impl MirrorDisk {
                 self.start_superblock();
             }
             What::Zero(file) => {
+                // One that was under way when filling began did not make the file on the new copy.
                 if let (Some(resilver), Ok(())) = (&mut self.resilver, result) {
-                    resilver.zeroed(file);
+                    resilver.zeroed(file, to);
                 }
                 self.fill_op_done(id);
             }
@@ -458,6 +461,7 @@ impl MirrorDisk {
                 // What is under way may say that both are in step.
                 *settles = false;
             }
+            op.to[side] = false;
             if op.left[side] {
                 (op.left[side], op.needs[side]) = (false, false);
                 self.settle(id);
@@ -796,3 +800,6 @@ impl Disk for MirrorDisk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,8 +130,8 @@ impl Resilver {
         self.current.take_if(|current| current.file == file);
     }
 
-    pub(super) fn zeroed(&mut self, file: FileId) {
-        if let FileId::Segment(file) = file {
+    pub(super) fn zeroed(&mut self, file: FileId, on: [bool; 2]) {
+        if let (FileId::Segment(file), true) = (file, on[self.side]) {
             self.followed.insert(file);
         }
     }
