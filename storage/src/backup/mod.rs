@@ -12,12 +12,14 @@
 
 mod frames;
 pub mod manifest;
-mod restore;
-mod run;
-mod source;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod memory;
+pub(crate) mod restore;
+pub(crate) mod run;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
-mod vault;
+pub(crate) mod vault;
 mod verify;
 
 use std::path::{Path, PathBuf};

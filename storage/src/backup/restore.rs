@@ -170,7 +170,7 @@ impl Target {
 }
 
 /// Both slots, so that damage to one takes nothing back.
-fn write_superblock(to: &Path, superblock: &Superblock) -> Result<(), BackupError> {
+pub(crate) fn superblock_slots(superblock: &Superblock) -> Vec<u8> {
     let mut slots = vec![0; SLOTS as usize * BLOCK];
     let mut superblock = *superblock;
     for _ in 0..SLOTS {
@@ -178,8 +178,12 @@ fn write_superblock(to: &Path, superblock: &Superblock) -> Result<(), BackupErro
         let at = superblock.slot_at() as usize;
         slots[at..at + BLOCK].copy_from_slice(&superblock.encode());
     }
+    slots
+}
+
+fn write_superblock(to: &Path, superblock: &Superblock) -> Result<(), BackupError> {
     let mut target = Target::create(to.join(FileId::Superblock.to_string()))?;
-    target.write(&slots)?;
+    target.write(&superblock_slots(superblock))?;
     target.finish()?;
     sync_dir(to)
 }

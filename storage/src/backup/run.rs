@@ -15,6 +15,7 @@ use super::vault::{Folder, PART, Vault, error, read_up_to};
 use super::{BackupError, OnProgress, Progress};
 use crate::core::{PinDone, Pinned};
 use crate::disk::FileId;
+use crate::format::segment::{HeaderBlock, SegmentHeader};
 use crate::format::{BLOCK, uuid_text};
 
 /// Read and written at once.
@@ -53,14 +54,14 @@ pub struct BackupReport {
 
 /// A file beside the log.
 #[derive(Clone, Debug)]
-pub(super) struct Extra {
+pub(crate) struct Extra {
     pub(super) place: String,
     pub(super) path: PathBuf,
 }
 
 /// What the backup directory holds.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(crate) struct Shelf {
     pub(super) generations: BTreeMap<u64, Result<Manifest, ManifestProblem>>,
     pub(super) files: BTreeMap<String, u64>,
     parts: Vec<(Folder, String)>,
@@ -69,7 +70,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    pub(super) fn read(vault: &mut dyn Vault) -> Result<Shelf, BackupError> {
+    pub(crate) fn read(vault: &mut dyn Vault) -> Result<Shelf, BackupError> {
         let mut shelf = Shelf { generations: BTreeMap::new(), files: BTreeMap::new(), parts: Vec::new(), known: BTreeMap::new() };
         for folder in [Folder::Files, Folder::Generations] {
             for (name, bytes) in vault.list(folder)? {
@@ -89,7 +90,7 @@ impl Shelf {
     }
 
     /// Generations that can be read.
-    pub(super) fn whole(&self) -> impl DoubleEndedIterator<Item = &Manifest> {
+    pub(crate) fn whole(&self) -> impl DoubleEndedIterator<Item = &Manifest> {
         self.generations.values().filter_map(|manifest| manifest.as_ref().ok())
     }
 
@@ -164,21 +165,21 @@ struct Wanted {
 }
 
 /// A backup under way.
-pub(super) struct Job<'a> {
-    pub(super) vault: &'a mut dyn Vault,
-    pub(super) source: &'a mut dyn Source,
-    pub(super) keep: Option<u64>,
-    pub(super) now_ms: u64,
+pub(crate) struct Job<'a> {
+    pub(crate) vault: &'a mut dyn Vault,
+    pub(crate) source: &'a mut dyn Source,
+    pub(crate) keep: Option<u64>,
+    pub(crate) now_ms: u64,
     /// Read at once.
-    pub(super) piece_bytes: usize,
-    pub(super) stop: &'a dyn Fn() -> bool,
+    pub(crate) piece_bytes: usize,
+    pub(crate) stop: &'a dyn Fn() -> bool,
     /// Told when the files beside the log are copied.
-    pub(super) pinned: &'a mut dyn FnMut(),
-    pub(super) progress: OnProgress<'a>,
+    pub(crate) pinned: &'a mut dyn FnMut(),
+    pub(crate) progress: OnProgress<'a>,
 }
 
 impl Job<'_> {
-    pub(super) fn run(mut self, shelf: &Shelf, pinned: &Pinned, extras: &[Extra]) -> Result<BackupReport, BackupError> {
+    pub(crate) fn run(mut self, shelf: &Shelf, pinned: &Pinned, extras: &[Extra]) -> Result<BackupReport, BackupError> {
         shelf.accepts(pinned)?;
         for (folder, name) in &shelf.parts {
             self.vault.remove(*folder, name)?;
@@ -229,7 +230,11 @@ impl Job<'_> {
             let file = FileId::Segment(segment.file);
             let header = self.source.read(file, 0, BLOCK, false)?;
             self.source.confirm(PinDone::Nothing)?;
-            let bytes = u64::from(segment.end_block) * BLOCK as u64;
+            let volume_id = pinned.superblock.volume_id;
+            let named = matches!(SegmentHeader::decode(&header), HeaderBlock::Good(header)
+                if header.sequence == segment.sequence && header.volume_id == volume_id);
+            // Without its header any frame tells whose it is, also one behind its end that was never acknowledged.
+            let bytes = if named { u64::from(segment.end_block) * BLOCK as u64 } else { pinned.superblock.segment_bytes };
             let stored = format!("wal-{:016x}-{:08x}-{bytes:x}", segment.sequence, crc32c::crc32c(&header));
             let known = shelf.known(&stored, bytes);
             let from = From::Node(file, PinDone::Wal(segment.sequence));

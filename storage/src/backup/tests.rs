@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::manifest::Manifest;
+use super::memory::{Crash, Forgets, MemVault};
 use super::run::{BackupReport, Job, Shelf};
 use super::source::Source;
 use super::vault::{Folder, PART, Vault};
@@ -16,144 +17,8 @@ use crate::cold::wal::WalSegment;
 use crate::core::{PinDone, PinLost, Pinned};
 use crate::disk::FileId;
 use crate::format::BLOCK;
+use crate::format::segment::SegmentHeader;
 use crate::view::ColdPlace;
-
-type Names = BTreeMap<(Folder, String), usize>;
-
-/// A directory in memory.
-#[derive(Clone, Debug, Default)]
-struct MemVault {
-    names: Names,
-    /// Names that survive a crash for certain.
-    durable: Names,
-    /// Bytes, and as many of them as survive for certain.
-    files: Vec<(Vec<u8>, usize)>,
-    writing: usize,
-    steps: usize,
-    /// The step that is cut short, and all behind it.
-    cut_at: Option<usize>,
-    /// A control: what is left out of a backup's steps.
-    forgets: Option<Forgets>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Forgets {
-    SyncOfFiles,
-    SyncOfFolder(Folder),
-}
-
-/// What is left of what was not synced.
-#[derive(Clone, Copy, Debug)]
-enum Crash {
-    /// Nothing: neither names nor bytes.
-    Lost,
-    /// All names, but zeros in the place of bytes.
-    Zeros,
-    /// The process was killed, the machine lives.
-    Killed,
-}
-
-impl MemVault {
-    fn step(&mut self) -> Result<(), BackupError> {
-        self.steps += 1;
-        match self.cut_at {
-            Some(at) if self.steps > at => {
-                Err(BackupError::Io { what: "cutting", path: "it".into(), source: std::io::Error::other("off") })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn crash(&mut self, how: Crash) {
-        self.cut_at = None;
-        if matches!(how, Crash::Lost) {
-            self.names.clone_from(&self.durable);
-        }
-        for (bytes, synced) in &mut self.files {
-            match how {
-                Crash::Lost => bytes.truncate(*synced),
-                Crash::Zeros => bytes[*synced..].fill(0),
-                Crash::Killed => {}
-            }
-        }
-        self.durable.clone_from(&self.names);
-    }
-
-    fn names_of(&self, folder: Folder) -> BTreeSet<&str> {
-        self.names.keys().filter(|(other, _)| *other == folder).map(|(_, name)| &**name).collect()
-    }
-}
-
-impl Vault for MemVault {
-    fn list(&mut self, folder: Folder) -> Result<Vec<(String, u64)>, BackupError> {
-        let files = self.names.iter().filter(|((other, _), _)| *other == folder);
-        Ok(files.map(|((_, name), file)| (name.clone(), self.files[*file].0.len() as u64)).collect())
-    }
-
-    fn create(&mut self, folder: Folder, name: &str) -> Result<(), BackupError> {
-        self.step()?;
-        self.writing = self.files.len();
-        self.files.push((Vec::new(), 0));
-        self.names.insert((folder, name.to_owned()), self.writing);
-        Ok(())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), BackupError> {
-        let step = self.step();
-        let written = if step.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        self.files[self.writing].0.extend_from_slice(written);
-        step
-    }
-
-    fn sync(&mut self) -> Result<(), BackupError> {
-        self.step()?;
-        if self.forgets != Some(Forgets::SyncOfFiles) {
-            let (bytes, synced) = &mut self.files[self.writing];
-            *synced = bytes.len();
-        }
-        Ok(())
-    }
-
-    fn rename(&mut self, folder: Folder, from: &str, to: &str) -> Result<(), BackupError> {
-        self.step()?;
-        let file = self.names.remove(&(folder, from.to_owned())).expect("it was there");
-        self.names.insert((folder, to.to_owned()), file);
-        Ok(())
-    }
-
-    fn remove(&mut self, folder: Folder, name: &str) -> Result<(), BackupError> {
-        self.step()?;
-        self.names.remove(&(folder, name.to_owned()));
-        // A removal may be durable long before anybody asks for it.
-        self.durable.remove(&(folder, name.to_owned()));
-        Ok(())
-    }
-
-    fn sync_folder(&mut self, folder: Folder) -> Result<(), BackupError> {
-        self.step()?;
-        if self.forgets == Some(Forgets::SyncOfFolder(folder)) {
-            return Ok(());
-        }
-        self.durable.retain(|(other, _), _| *other != folder);
-        let synced = self.names.iter().filter(|((other, _), _)| *other == folder);
-        self.durable.extend(synced.map(|(name, file)| (name.clone(), *file)));
-        Ok(())
-    }
-
-    fn read(&mut self, folder: Folder, name: &str, at: u64, buf: &mut [u8]) -> Result<usize, BackupError> {
-        let Some(file) = self.names.get(&(folder, name.to_owned())) else {
-            return Err(BackupError::Io { what: "opening", path: name.into(), source: std::io::ErrorKind::NotFound.into() });
-        };
-        let rest = &self.files[*file].0[(at as usize).min(self.files[*file].0.len())..];
-        let read = rest.len().min(buf.len());
-        buf[..read].copy_from_slice(&rest[..read]);
-        Ok(read)
-    }
-
-    fn room(&mut self) -> Option<u64> {
-        Some(1 << 40)
-    }
-}
 
 /// A log at one moment.
 #[derive(Clone)]
@@ -188,7 +53,17 @@ fn node(lsn: u64, wal: &[(u32, u64, u32)], cold: &[u32]) -> Node {
     let mut pinned =
         Pinned { token: 1, lsn, superblock: super::manifest::tests::superblock(), segments: Vec::new(), cold: Arc::default() };
     for (file, sequence, end_block) in wal {
-        let bytes: Vec<u8> = (0..*end_block as usize * BLOCK).map(|n| (n / 9) as u8 ^ *sequence as u8).collect();
+        let mut bytes: Vec<u8> = (0..*end_block as usize * BLOCK).map(|n| (n / 9) as u8 ^ *sequence as u8).collect();
+        let header = SegmentHeader {
+            volume_id: pinned.superblock.volume_id,
+            sequence: *sequence,
+            epoch: 1,
+            first_lsn: *sequence,
+            prev_crc: 0,
+            durable_lsn: 0,
+            opened_ms: 0,
+        };
+        header.encode(&mut bytes);
         files.insert(FileId::Segment(*file), bytes.into());
         pinned.segments.push(WalSegment { file: *file, sequence: *sequence, end_block: *end_block });
     }
