@@ -33,10 +33,11 @@ fn number(json: &str, field: &str) -> u64 {
 /// Publishes lines in turns until told to stop; `acked` counts those that are stored.
 fn load(site: &Site, acked: &AtomicU32, stop: &AtomicBool) {
     for turn in 0.. {
-        // Long enough to fill segments.
-        let pad =
-            |n: u32| (0..2000_u32).map(|i| char::from(b'a' + (i.wrapping_mul(n | 1).wrapping_mul(2_654_435_761) >> 28) as u8));
-        let line = |n: u32| format!("{n} {}\n", pad(n).collect::<String>());
+        // Noise, so that it fills segments.
+        let line = |n: u32| {
+            let mut rng = fastrand::Rng::with_seed(u64::from(n));
+            format!("{n} {}\n", std::iter::repeat_with(|| rng.alphanumeric()).take(3000).collect::<String>())
+        };
         let lines: String = (turn * 100..turn * 100 + 100).map(line).collect();
         site.ok(&["produce", "t.x"], &lines);
         acked.store(turn * 100 + 100, Ordering::SeqCst);

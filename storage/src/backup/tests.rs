@@ -175,7 +175,8 @@ fn cut_everywhere(forgets: Option<Forgets>) {
         assert!(steps > 15, "{steps}");
         for (cut_at, how) in (0..steps).flat_map(|at| [Crash::Lost, Crash::Zeros, Crash::Killed].map(|how| (at, how))) {
             let what = format!("keep {keep:?}, cut at {cut_at} of {steps}, {how:?}");
-            let mut vault = MemVault { steps: 0, cut_at: Some(cut_at), ..before.clone() };
+            let mut vault = before.clone();
+            (vault.steps, vault.cut_at) = (0, Some(cut_at));
             back_up(&mut vault, &second, keep).unwrap_err();
             vault.crash(how);
             let generations = sound(&mut vault, &what);

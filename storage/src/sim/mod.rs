@@ -202,14 +202,20 @@ const BACKUPS: u64 = 0x6261_636b;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
-    run_as(seed, mode, is_wide(seed))
+    run_with(seed, mode, is_wide(seed), is_wide(seed) && seed.is_multiple_of(2))
 }
 
 fn is_wide(seed: u64) -> bool {
     !seed.is_multiple_of(3)
 }
 
+/// Without backups, as seeds were run before there were any.
+#[cfg(test)]
 fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
+    run_with(seed, mode, wide, false)
+}
+
+fn run_with(seed: u64, mode: Mode, wide: bool, backups: bool) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
             let mut world = pair::PairWorld::new(seed, mode);
@@ -217,6 +223,7 @@ fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
         }
         _ => {
             let mut world = World::new(seed, mode, wide);
+            world.backups = backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
             (world.history(), world.tally)
         }
     };
@@ -248,6 +255,8 @@ struct World {
     /// Where they go.
     vault: crate::backup::memory::MemVault,
     backing_up: bool,
+    /// A control: backups hold nothing back.
+    unpinned: bool,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -325,12 +334,12 @@ impl World {
             backups: None,
             vault: crate::backup::memory::MemVault::default(),
             backing_up: false,
+            unpinned: false,
             #[cfg(test)]
             after_crash: None,
         };
         if wide {
             world.widen(fastrand::Rng::with_seed(seed ^ WIDE));
-            world.backups = seed.is_multiple_of(2).then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
         }
         world
     }
