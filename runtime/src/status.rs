@@ -56,6 +56,7 @@ impl NodeStatus {
             "recovery": self.recovery,
             "disk": disk_json(self.broker.log().probe()),
             "cold": cold_json(&self.broker.log().stats()),
+            "backup": self.broker.backup_json(),
             "log": log_json(&self.broker.log().stats()),
             "topics_total": topics.len(),
             "topics": listed,

@@ -2,14 +2,18 @@
 //!
 //! Nothing here knows the volume, so nothing is said about the chain between files; `check` does that. No bytes make it panic.
 
+mod cold;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::cold::{Footer, SegmentHead};
 use crate::format::frame::{self, Entry, FrameHeader};
 use crate::format::segment::{self, HeaderBlock, SegmentHeader};
 use crate::format::superblock::{self, SLOTS, Slot, Superblock};
 use crate::format::{BLOCK, u16_at};
+pub use cold::{BlockPiece, IndexPiece, PagePiece};
 
 /// A piece of a file.
 #[derive(Debug)]
@@ -27,6 +31,26 @@ pub enum Piece {
     SegmentHeader(HeaderBlock),
     /// A frame whose header CRC holds.
     Frame(Box<FramePiece>),
+    /// The first block of a cold segment.
+    ColdHeader {
+        /// Number of the segment, as far as it can be told.
+        number: u32,
+        /// What it says, or what is wrong with it.
+        head: Result<Box<SegmentHead>, String>,
+    },
+    /// A block of a cold segment.
+    ColdBlock(BlockPiece),
+    /// A partition page of a cold segment.
+    ColdPage(PagePiece),
+    /// The index of a cold segment.
+    ColdIndex(IndexPiece),
+    /// The last block of a cold segment.
+    ColdFooter {
+        /// Where it lies.
+        at: u64,
+        /// What it says, or what is wrong with it.
+        footer: Result<Box<Footer>, String>,
+    },
     /// Frames of an older life of the file, which no reader looks at.
     Old {
         /// Where they begin.
@@ -80,11 +104,8 @@ pub enum DumpError {
         source: std::io::Error,
     },
     /// None of ours.
-    #[error("{0} is neither a segment (wal/*.wal) nor a superblock: it has the magic of none")]
+    #[error("{0} is neither a segment (wal/*.wal), a cold segment (cold/*.cold) nor a superblock: it has the magic of none")]
     Unknown(String),
-    /// Of a kind that is not shown.
-    #[error("{0} is a file of the cold tier, which this program does not show")]
-    Cold(String),
     /// Whoever takes the pieces failed.
     #[error(transparent)]
     Output(#[from] std::io::Error),
@@ -104,8 +125,8 @@ pub fn dump(path: &Path, each: Each<'_>) -> Result<(), DumpError> {
     file.read_exact_at(&mut first, 0).map_err(failed)?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let reader = FileReader { file, bytes, path };
-    if first.starts_with(COLD_MAGIC) {
-        return Err(DumpError::Cold(path.display().to_string()));
+    if first.starts_with(COLD_MAGIC) || name.ends_with(".cold") {
+        return reader.cold(&first, each);
     }
     if first.starts_with(superblock::MAGIC) || name == "superblock" {
         return reader.slots(each);
@@ -223,7 +244,7 @@ mod tests {
 
     #[test]
     fn files_are_told_by_their_magic() {
-        assert!(matches!(pieces("x", b"WEIRCLD1"), Err(DumpError::Cold(_))));
+        assert_eq!(pieces("x", b"WEIRCLD1").unwrap().len(), 3, "header, the rest, footer");
         assert!(matches!(pieces("x", b"something else"), Err(DumpError::Unknown(_))));
         assert!(matches!(pieces("x", b""), Err(DumpError::Unknown(_))));
         assert_eq!(pieces("superblock", b"").unwrap().len(), 2);
@@ -247,6 +268,7 @@ mod tests {
                 }
             }
             prop_assert!(pieces("00001.wal", &file).is_ok() && pieces("superblock", &file).is_ok());
+            prop_assert!(pieces("00000001.cold", &file).is_ok());
         }
     }
 }

@@ -6,6 +6,7 @@
 //! crash `recovery/` reads the segments back. `FORMAT.md` has every byte; `sim/` runs all of it over a faulty disk.
 #![deny(unsafe_code)]
 
+pub mod backup;
 mod batches;
 pub mod check;
 pub mod cold;

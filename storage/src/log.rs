@@ -4,15 +4,16 @@
 //! the core work, hands its operations to the disk, and answers each sink once per commit.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cold::job::{Done, JobError};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
-use crate::core::{Engine, Now, Output};
+use crate::core::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, PinTaken, Pinned};
 use crate::disk::mirror::{MirrorReader, MirrorStatus};
-use crate::disk::{ColdOpener, Disk, DiskCompletion, DiskProbe, Waker};
+use crate::disk::{ColdOpener, Disk, DiskCompletion, DiskProbe, Reader, Waker};
 use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::pair::restore_files;
@@ -72,6 +73,8 @@ struct Queue {
     policies: Vec<(ClassId, ClassPolicy)>,
     /// What came of the sorter's job.
     job_done: Option<Result<Done, JobError>>,
+    /// What a backup wants; whoever asks waits for the answer, so they are few.
+    pins: Vec<PinOrder>,
     stopping: bool,
     closed: bool,
 }
@@ -101,6 +104,12 @@ impl Queue {
     fn is_worth_waking(&self) -> bool {
         self.appends.len() >= WORTH_APPENDS || self.bytes >= WORTH_BYTES
     }
+}
+
+/// What a backup asks of the log thread.
+enum PinOrder {
+    Take(SyncSender<Result<Pinned, PinTaken>>),
+    Done(u64, PinDone, SyncSender<Result<bool, PinLost>>),
 }
 
 /// Name of the thread that owns the log: when it panics, nothing more is answered.
@@ -338,6 +347,39 @@ impl LogHandle {
         self.shared.mirror.detach(copy_id)
     }
 
+    /// Holds everything that is durable now, for a backup. `None`: the log has stopped. Blocks for a moment.
+    pub(crate) fn pin(&self) -> Option<Result<Pinned, PinTaken>> {
+        self.order(PinOrder::Take)
+    }
+
+    /// Lets go of a part of it; whether the rest is wanted back soon. `None`: the log has stopped.
+    pub(crate) fn pin_done(&self, token: u64, done: PinDone) -> Option<Result<bool, PinLost>> {
+        self.order(|answer| PinOrder::Done(token, done, answer))
+    }
+
+    fn order<T>(&self, order: impl FnOnce(SyncSender<T>) -> PinOrder) -> Option<T> {
+        let (sender, answer) = sync_channel(1);
+        let mut queue = self.shared.queue();
+        if queue.closed {
+            return None;
+        }
+        queue.pins.push(order(sender));
+        drop(queue);
+        self.shared.wake(true);
+        // A log thread that a dead disk holds longer than that will not miss the pin.
+        answer.recv_timeout(PIN_LEASE).ok()
+    }
+
+    /// Reads old frames and cold segments.
+    pub(crate) fn reader(&self) -> Arc<dyn Reader> {
+        Arc::new(MirrorReader(Arc::clone(&self.shared.mirror.control)))
+    }
+
+    /// The directory it lies in.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        &self.shared.mirror.dir
+    }
+
     /// What the disk and the kernel offer.
     pub fn probe(&self) -> &DiskProbe {
         &self.shared.probe
@@ -412,6 +454,7 @@ impl Driver {
         let left = {
             let mut queue = self.shared.queue();
             queue.closed = true;
+            queue.pins.clear();
             std::mem::take(&mut queue.appends)
         };
         for Waiting { ticket, .. } in left {
@@ -428,12 +471,15 @@ impl Driver {
         let mut completions: Vec<DiskCompletion> = Vec::new();
         let mut out = Output::default();
         while !self.engine.is_closed() || !self.shared.queue().stopping {
-            let (stopping, job_done, policies) = self.take_queue(&mut appends);
+            let (stopping, job_done, policies, pins) = self.take_queue(&mut appends);
             for (class, policy) in policies {
                 self.engine.set_policy(class, policy);
             }
             if let Some(result) = job_done {
                 self.engine.job_done(result);
+            }
+            for order in pins {
+                self.pin(order);
             }
             for Waiting { append, ticket } in appends.drain(..) {
                 self.engine.submit(append, ticket, &mut out);
@@ -460,7 +506,16 @@ impl Driver {
         let mut queue = self.shared.queue();
         std::mem::swap(&mut queue.appends, appends);
         queue.bytes = 0;
-        (queue.stopping, queue.job_done.take(), std::mem::take(&mut queue.policies))
+        (queue.stopping, queue.job_done.take(), std::mem::take(&mut queue.policies), std::mem::take(&mut queue.pins))
+    }
+
+    fn pin(&mut self, order: PinOrder) {
+        let now = self.clock.now();
+        // Whoever asked may have given up waiting; the lease ends what was taken for it.
+        match order {
+            PinOrder::Take(answer) => drop(answer.try_send(self.engine.pin(now))),
+            PinOrder::Done(token, done, answer) => drop(answer.try_send(self.engine.pin_done(now, token, done))),
+        }
     }
 
     fn deliver(&mut self, out: &mut Output<Ticket>) {
@@ -484,11 +539,8 @@ impl Driver {
         // A push before that was seen did not wake: look once more.
         let queue = self.shared.queue();
         let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
-        let wait = if nothing && queue.job_done.is_none() && queue.policies.is_empty() && !queue.stopping {
-            wake_in
-        } else {
-            Some(Duration::ZERO)
-        };
+        let no_orders = queue.job_done.is_none() && queue.policies.is_empty() && queue.pins.is_empty();
+        let wait = if nothing && no_orders && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
         drop(queue);
         self.disk.poll(wait, completions);
         self.engine.set_durable_copies(self.disk.durable_copies());
@@ -496,8 +548,8 @@ impl Driver {
     }
 }
 
-/// Whether to stop, what came of a job, new policies.
-type Orders = (bool, Option<Result<Done, JobError>>, Vec<(ClassId, ClassPolicy)>);
+/// Whether to stop, what came of a job, new policies, what a backup wants.
+type Orders = (bool, Option<Result<Done, JobError>>, Vec<(ClassId, ClassPolicy)>, Vec<PinOrder>);
 
 /// A sink and what it gets.
 type SinkGroup = (Option<Sink>, Vec<(u64, Outcome)>);

@@ -7,6 +7,7 @@
 
 mod acl;
 mod admin;
+mod backup;
 mod classes;
 mod fetch;
 mod groups;
@@ -32,6 +33,7 @@ use weir_storage::{ClassPolicy, LogHandle, PartitionBounds, ReadChunk};
 
 pub use acl::{Acl, Identity, IdentityError};
 pub use admin::TopicInfo;
+pub(crate) use backup::report_json;
 pub use fetch::Tail;
 pub use groups::Position;
 pub use ingest::{Checked, Lane};
@@ -46,6 +48,7 @@ pub(crate) use writer::lock;
 
 use crate::config::{Config, LogSection, PipelineConfig, Right};
 use crate::metrics::Metrics;
+use backup::Backups;
 use classes::Classes;
 use fetch::Tails;
 use groups::Groups;
@@ -72,6 +75,7 @@ pub struct Broker {
     ingest: Arc<Ingest>,
     tails: Arc<Tails>,
     metrics: Arc<Metrics>,
+    backups: Backups,
     /// Held by whoever changes topics, plugins or pipelines.
     admin: tokio::sync::Mutex<()>,
     topic_default_partitions: u32,
@@ -150,6 +154,7 @@ impl Broker {
             ingest: Arc::new(ingest),
             tails,
             metrics,
+            backups: Backups::new(&config.backup, data_dir),
             admin: tokio::sync::Mutex::new(()),
             topic_default_partitions: limits.topic_default_partitions,
             create_topics_automatically: limits.create_topics_automatically,
@@ -241,6 +246,7 @@ impl Broker {
 
     /// Refuses new batches and waits until the log has decided all others.
     pub async fn drain(&self) {
+        self.backups.stop();
         self.ingest.draining.store(true, Ordering::Release);
         self.ingest.budget.drain().await;
     }

@@ -1,16 +1,16 @@
 //! `weir check`: an offline check of a data directory. Exit code 0: sound; 1: damage found; 2: it could not be checked.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use weir_storage::Gap;
 use weir_storage::check::{CheckOptions, CheckReport, Finding, Severity, check};
 use weir_storage::format::uuid_text;
 
+use super::progress::bar;
 use super::{Exit, Failure};
 
 /// Lines for people; --json has all.
@@ -50,16 +50,6 @@ pub(super) fn run(args: CheckArgs) -> Result<(), Failure> {
     let next =
         "keep a copy of the directory before anything writes to it; a node that starts names lost records to consumers as gaps";
     Err(Failure::new(Exit::Failed, format!("damage found in {} place(s)", report.damage_total)).next(next))
-}
-
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    let terminal = std::io::stderr().is_terminal();
-    bar.set_draw_target(if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
-    if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
 }
 
 fn text_of(report: &CheckReport) -> String {

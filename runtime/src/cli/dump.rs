@@ -1,5 +1,7 @@
 //! `weir dump`: what a file of a volume holds, for people. A line a frame, more on request; JSON as one object a line.
 
+mod cold;
+
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
@@ -21,9 +23,9 @@ const RECORDS_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct DumpArgs {
-    /// A segment (wal/*.wal) or a superblock
+    /// A segment (wal/*.wal), a cold segment (cold/*.cold) or a superblock
     file: PathBuf,
-    /// A line for each entry of a frame's directory
+    /// A line for each entry of a frame's directory, and for each run of a block and partition of a page
     #[arg(long)]
     entries: bool,
     /// And one for each record
@@ -45,6 +47,15 @@ pub(super) fn run(args: DumpArgs) -> Result<(), Failure> {
     Ok(printer.out.flush()?)
 }
 
+/// What holds a batch.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// The frame with this LSN.
+    Frame(u64),
+    /// The block with this ordinal.
+    Block(u32),
+}
+
 struct Printer<W> {
     out: W,
     entries: bool,
@@ -63,6 +74,11 @@ impl<W: Write> Printer<W> {
             Piece::Slot { at, slot, format } => self.slot(*at, slot, *format),
             Piece::SegmentHeader(header) => self.segment_header(header),
             Piece::Frame(frame) => self.frame(frame),
+            Piece::ColdHeader { number, head } => self.cold_header(*number, head),
+            Piece::ColdBlock(block) => self.cold_block(block),
+            Piece::ColdPage(page) => self.cold_page(page),
+            Piece::ColdIndex(index) => self.cold_index(index),
+            Piece::ColdFooter { at, footer } => self.cold_footer(*at, footer),
             Piece::Old { at, bytes, frames } => self.line(
                 || format!("{at:>10}  {frames} frames of an older life of this file, {bytes} bytes"),
                 || json!({ "type": "old", "at": at, "bytes": bytes, "frames": frames }),
@@ -186,7 +202,7 @@ impl<W: Write> Printer<W> {
             if let (true, EntryKind::Batches, Ok(payload)) = (self.records, entry.kind, payload)
                 && let Some(bytes) = payload.get(entry.range())
             {
-                self.batches(lsn, entry.partition, bytes)?;
+                self.batches(Place::Frame(lsn), entry.partition, bytes)?;
             }
         }
         Ok(())
@@ -232,21 +248,21 @@ impl<W: Write> Printer<W> {
         )
     }
 
-    fn batches(&mut self, lsn: u64, partition: u32, mut rest: &[u8]) -> io::Result<()> {
+    fn batches(&mut self, place: Place, partition: u32, mut rest: &[u8]) -> io::Result<()> {
         let mut scratch = Vec::new();
         while !rest.is_empty() {
             let batch = match RecordBatch::verify(rest) {
                 Ok(batch) => batch,
-                Err(error) => return self.bad(lsn, partition, &error.to_string()),
+                Err(error) => return self.bad(place, partition, &error.to_string()),
             };
             rest = &rest[batch.bytes().len()..];
             match batch.records_with(&mut scratch, RECORDS_BYTES_MAX) {
-                Err(error) => self.bad(lsn, partition, &error.to_string())?,
+                Err(error) => self.bad(place, partition, &error.to_string())?,
                 Ok(records) => {
                     for record in records {
                         match record {
                             Ok(record) => self.record(partition, &record)?,
-                            Err(error) => self.bad(lsn, partition, &error.to_string())?,
+                            Err(error) => self.bad(place, partition, &error.to_string())?,
                         }
                     }
                 }
@@ -273,10 +289,14 @@ impl<W: Write> Printer<W> {
         )
     }
 
-    fn bad(&mut self, lsn: u64, partition: u32, reason: &str) -> io::Result<()> {
+    fn bad(&mut self, place: Place, partition: u32, reason: &str) -> io::Result<()> {
+        let (name, number) = match place {
+            Place::Frame(lsn) => ("lsn", lsn),
+            Place::Block(block) => ("block", block.into()),
+        };
         self.line(
             || format!("              BAD batch of partition {partition}: {reason}"),
-            || json!({ "type": "bad_batch", "lsn": lsn, "partition": partition, "reason": reason }),
+            || json!({ "type": "bad_batch", name: number, "partition": partition, "reason": reason }),
         )
     }
 }

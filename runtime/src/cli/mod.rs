@@ -4,6 +4,7 @@
 //! where asked for), what it has to say about itself to standard error. A [`Failure`] ends the program with its exit code and
 //! says what to do next.
 
+mod backup;
 mod bench;
 mod cert;
 mod check;
@@ -17,7 +18,9 @@ mod pipeline;
 pub mod plugin;
 mod plugin_store;
 mod produce;
+mod progress;
 mod quickstart;
+mod restore;
 mod serve;
 mod status;
 mod table;
@@ -77,7 +80,11 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Checks a stopped node's data directory: reads everything, changes nothing
     Check(check::CheckArgs),
-    /// Prints what a segment file or a superblock holds
+    /// Backs up a node, running or stopped; lists and verifies backups
+    Backup(backup::BackupArgs),
+    /// Makes a data directory from a backup
+    Restore(restore::RestoreArgs),
+    /// Prints what a segment file, a cold segment or a superblock holds
     Dump(dump::DumpArgs),
     /// Prints a completion script, e.g. `weir completion bash > /etc/bash_completion.d/weir`
     Completion {
@@ -127,6 +134,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cert(args) => cert::run(args),
         Command::Bench(args) => block_on_one_thread(bench::run(args)),
         Command::Check(args) => check::run(args),
+        Command::Backup(args) => backup::run(args),
+        Command::Restore(args) => restore::run(args),
         Command::Dump(args) => dump::run(args),
         Command::Completion { shell } => completion(shell),
         Command::Version { json } => version(json),

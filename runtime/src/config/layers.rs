@@ -463,7 +463,7 @@ fn wanted(default: &Value) -> &'static str {
 }
 
 fn is_path(section: &str, key: &str) -> bool {
-    matches!((section, key), ("node", "data_dir") | ("quic", "cert" | "key" | "client_ca"))
+    matches!((section, key), ("node", "data_dir") | ("backup", "dir") | ("quic", "cert" | "key" | "client_ca"))
 }
 
 fn beside(directory: &Path, value: Value) -> Value {

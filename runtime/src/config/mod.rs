@@ -31,6 +31,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub log: LogSection,
     pub cold: ColdSection,
+    pub backup: BackupSection,
     pub pipeline: PipelineConfig,
     pub limits: LimitsConfig,
     pub trace: TraceConfig,
@@ -110,6 +111,15 @@ pub struct ColdSection {
     pub sort_memory_bytes: u64,
     pub key_map_bytes_max: u64,
     pub log_bytes_max: u64,
+    pub bandwidth_bytes_max: u64,
+}
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct BackupSection {
+    pub dir: PathBuf,
     pub bandwidth_bytes_max: u64,
 }
 

@@ -185,6 +185,22 @@ impl Admin {
         self.json(Request::ListPipelines).await
     }
 
+    /// Starts a backup into a directory of the node's machine, below its `backup.dir`; `keep` generations stay, 0: all. Answers as
+    /// [`Admin::backup_status`] does, at once.
+    pub async fn start_backup(&self, dir: &str, keep: u32) -> Result<String, ClientError> {
+        self.json(Request::StartBackup { dir: dir.to_owned(), keep }).await
+    }
+
+    /// How far the running backup is, or what came of the last one, JSON.
+    pub async fn backup_status(&self) -> Result<String, ClientError> {
+        self.json(Request::BackupStatus).await
+    }
+
+    /// Stops the running backup; the generations made before stay.
+    pub async fn stop_backup(&self) -> Result<String, ClientError> {
+        self.json(Request::StopBackup).await
+    }
+
     /// How the node is, JSON.
     pub async fn status(&self) -> Result<String, ClientError> {
         self.json(Request::Status).await

@@ -55,6 +55,9 @@ operations! {
     Status = 16, "status";
     PutPluginPart = 17, "put_plugin_part";
     SetTopic = 18, "set_topic";
+    StartBackup = 19, "start_backup";
+    BackupStatus = 20, "backup_status";
+    StopBackup = 21, "stop_backup";
 }
 
 /// For [`Request::ListOffsets`]: the high watermark.
@@ -132,6 +135,9 @@ pub enum Request {
     Status,
     PutPluginPart { upload: u32, last: bool, part: Bytes },
     SetTopic { topic: String, settings: Vec<(String, String)> },
+    StartBackup { dir: String, keep: u32 },
+    BackupStatus,
+    StopBackup,
 }
 
 impl Request {
@@ -156,6 +162,9 @@ impl Request {
             Request::Status => Operation::Status,
             Request::PutPluginPart { .. } => Operation::PutPluginPart,
             Request::SetTopic { .. } => Operation::SetTopic,
+            Request::StartBackup { .. } => Operation::StartBackup,
+            Request::BackupStatus => Operation::BackupStatus,
+            Request::StopBackup => Operation::StopBackup,
         }
     }
 
@@ -204,6 +213,11 @@ impl Request {
                 part: body.blob("put_plugin_part.part")?,
             },
             Operation::SetTopic => Request::SetTopic { topic: body.str("set_topic.topic")?, settings: read_settings(body)? },
+            Operation::StartBackup => {
+                Request::StartBackup { dir: body.str("start_backup.dir")?, keep: body.u32("start_backup.keep")? }
+            }
+            Operation::BackupStatus => Request::BackupStatus,
+            Operation::StopBackup => Request::StopBackup,
         })
     }
 
@@ -256,7 +270,18 @@ impl Request {
                 put_str(out, "set_topic.topic", topic)?;
                 put_settings(out, settings)
             }
-            Request::ListTopics | Request::ListGroups | Request::ListPlugins | Request::ListPipelines | Request::Status => Ok(()),
+            Request::StartBackup { dir, keep } => {
+                put_str(out, "start_backup.dir", dir)?;
+                out.put_u32_le(*keep);
+                Ok(())
+            }
+            Request::ListTopics
+            | Request::ListGroups
+            | Request::ListPlugins
+            | Request::ListPipelines
+            | Request::Status
+            | Request::BackupStatus
+            | Request::StopBackup => Ok(()),
         }
     }
 }
@@ -312,7 +337,7 @@ pub enum Answer {
     Pipeline {
         revision: u64,
     },
-    /// list_plugins, list_pipelines, status.
+    /// list_plugins, list_pipelines, status, start_backup, backup_status, stop_backup.
     Json(String),
 }
 
@@ -341,7 +366,12 @@ impl Answer {
                 Answer::Plugin { name: body.str("answer.name")?, version: body.str("answer.version")? }
             }
             Operation::AttachPipeline => Answer::Pipeline { revision: body.u64("answer.revision")? },
-            Operation::ListPlugins | Operation::ListPipelines | Operation::Status => Answer::Json(body.text("answer.json")?),
+            Operation::ListPlugins
+            | Operation::ListPipelines
+            | Operation::Status
+            | Operation::StartBackup
+            | Operation::BackupStatus
+            | Operation::StopBackup => Answer::Json(body.text("answer.json")?),
             Operation::DeleteTopic
             | Operation::SetTopic
             | Operation::CommitOffsets

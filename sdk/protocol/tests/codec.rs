@@ -145,6 +145,9 @@ fn request() -> impl Strategy<Value = Request> {
         text().prop_map(|topic| Request::DetachPipeline { topic }),
         Just(Request::ListPipelines),
         Just(Request::Status),
+        Just(Request::BackupStatus),
+        Just(Request::StopBackup),
+        (text(), any::<u32>()).prop_map(|(dir, keep)| Request::StartBackup { dir, keep }),
         (any::<u32>(), any::<bool>(), blob()).prop_map(|(upload, last, part)| Request::PutPluginPart { upload, last, part }),
         (text(), vec((text(), text()), 0..3)).prop_map(|(topic, settings)| Request::SetTopic { topic, settings }),
     ]

@@ -11,13 +11,13 @@ use crate::disk::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, DiskVerb,
 /// Open files: a check reads one segment after the other, and the snapshot of the one behind it.
 const FILES_OPEN_MAX: usize = 4;
 
-pub(super) struct ReadOnlyDisk {
+pub(crate) struct ReadOnlyDisk {
     root: PathBuf,
     open: BTreeMap<FileId, File>,
 }
 
 impl ReadOnlyDisk {
-    pub(super) fn new(root: &Path) -> ReadOnlyDisk {
+    pub(crate) fn new(root: &Path) -> ReadOnlyDisk {
         ReadOnlyDisk { root: root.to_owned(), open: BTreeMap::new() }
     }
 

@@ -12,7 +12,7 @@
 //! Not covered by any CRC, and without meaning: the zeros that fill a frame's last block, and what lies in spare files.
 
 mod cold;
-mod disk;
+pub(crate) mod disk;
 mod files;
 mod frames;
 mod report;

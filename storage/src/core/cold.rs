@@ -48,7 +48,7 @@ pub(super) struct Cold {
     /// Up to where partitions are compacted that want another pass.
     clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
     /// Out of the manifest; their files go next.
-    leaving: Vec<u32>,
+    pub(super) leaving: Vec<u32>,
     cleaned: bool,
     retry_at: Option<Duration>,
     /// Nothing was to do: not looked at again before this, unless something happens.
@@ -320,8 +320,7 @@ impl<T> Engine<T> {
         let (running, job) = if !cold.cleaned {
             let named = self.view.tables().cold.iter().map(|place| place.number).collect();
             (Running::Clean, Job::Clean { named })
-        } else if !cold.leaving.is_empty() {
-            let numbers = std::mem::take(&mut cold.leaving);
+        } else if let Some(numbers) = self.take_removable() {
             (Running::Remove(numbers.clone()), Job::Remove { numbers })
         } else if let Some((place, why)) = self.segment_to_go() {
             (Running::Spans { number: place.number, why }, Job::Spans { place })

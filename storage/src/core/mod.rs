@@ -15,6 +15,7 @@ mod cold;
 mod commit;
 mod compress;
 mod entry;
+mod pin;
 mod retention;
 mod segments;
 
@@ -41,6 +42,8 @@ use compress::{Effort, FrameCompressor};
 pub(crate) use build::{decode_meta_ops, slice_of};
 pub(crate) use change::{Change, decode_changes};
 pub(crate) use cold::{SEGMENTS_PER_SORT, named_segments};
+pub(crate) use pin::copied;
+pub use pin::{PIN_LEASE, PinDone, PinLost, PinTaken, Pinned};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
@@ -338,6 +341,10 @@ pub struct Engine<T> {
     sequence_next: u64,
     retention_check_at: Duration,
     cold: Option<cold::Cold>,
+    /// What a backup holds back.
+    pin: Option<pin::Pin>,
+    pin_lost: Option<(u64, PinLost)>,
+    pin_next: u64,
 
     // Superblock.
     superblock: Superblock,
@@ -403,6 +410,9 @@ impl<T> Engine<T> {
             sequence_next: opening.next_sequence,
             retention_check_at: Duration::ZERO,
             cold,
+            pin: None,
+            pin_lost: None,
+            pin_next: 1,
             superblock: opening.superblock,
             superblock_dirty: false,
             superblock_op: None,
@@ -448,6 +458,7 @@ impl<T> Engine<T> {
             self.submit_edit();
             self.write_next(out);
             self.make_spare(out);
+            self.review_pin();
             self.retain();
             self.next_job(out);
             self.wind_down();
@@ -478,7 +489,8 @@ impl<T> Engine<T> {
         }
         let idle = self.wants_watermark().then(|| self.last_commit + self.limits.idle_watermark);
         let age = self.limits.retention_age_ms.filter(|_| !self.sealed.is_empty()).map(|_| self.retention_check_at);
-        [idle, age, self.zero_retry_at, self.cold_wake()].into_iter().flatten().min()
+        let lease = self.pin.as_ref().map(pin::Pin::ends_at);
+        [idle, age, self.zero_retry_at, self.cold_wake(), lease].into_iter().flatten().min()
     }
 
     /// Refuses what comes from now on; `is_closed` says when all that came before is done with.

@@ -158,9 +158,14 @@ impl<T> Engine<T> {
         if self.now.monotonic >= self.retention_check_at {
             self.retention_check_at = self.now.monotonic + super::RETENTION_CHECK;
         }
-        while self.may_recycle() && (self.cold.is_some() || self.too_many_bytes() || self.too_old()) {
+        while self.is_due_to_go() && !self.pin_holds_oldest() {
             self.recycle_oldest();
         }
+    }
+
+    /// Whether the oldest segment is not wanted any more.
+    pub(super) fn is_due_to_go(&self) -> bool {
+        self.may_recycle() && (self.cold.is_some() || self.too_many_bytes() || self.too_old())
     }
 
     /// With a cold tier: only what is in it.
@@ -214,6 +219,9 @@ impl<T> Engine<T> {
         let still_full = tables.index_entries > max / 4 * 3;
         drop(tables);
         if still_full && self.leaving.is_empty() && self.may_recycle() {
+            if self.pin_holds_oldest() {
+                self.lose_pin(super::PinLost::IndexFull);
+            }
             self.counters.recycled_for_index += 1;
             self.recycle_oldest();
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use weir_batch::{BatchBuilder, Codec};
 
-use super::{Engine, Now, Output};
+use super::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, Pinned};
 use crate::config::LogConfig;
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{Disk, FileId};
@@ -305,4 +305,85 @@ fn a_failed_write_fences_the_log_for_good() {
     }
     let refused = recover(&mut bench.disk, &bench.config, Now::default(), [[1; 16], [2; 16]]).map(|_| ());
     assert!(matches!(refused, Err(crate::report::OpenError::Fenced)), "{refused:?}");
+}
+
+/// Keeps two segments, and is pinned with more than that in it.
+fn pinned(files_max: usize) -> (Bench, Pinned) {
+    let mut bench = Bench::new(LogConfig { retention_bytes: Some(256 << 10), ..config() }, files_max);
+    append_until(&mut bench, |bench| bench.bounds().start > 0);
+    let pinned = bench.engine.pin(bench.now).unwrap();
+    let first = bench.engine.view().tables().first_sequence();
+    assert_eq!(pinned.segments.iter().map(|segment| segment.sequence).min(), Some(u64::from(first)));
+    assert!(bench.engine.pin(bench.now).is_err(), "one at a time");
+    (bench, pinned)
+}
+
+fn append_until(bench: &mut Bench, done: impl Fn(&Bench) -> bool) {
+    for _ in 0..1000 {
+        if done(bench) {
+            return;
+        }
+        assert!(matches!(bench.append(records(20_000)), Outcome::Committed { .. }));
+    }
+    panic!("it does not come to that");
+}
+
+fn oldest(bench: &Bench) -> u64 {
+    u64::from(bench.engine.view().tables().first_sequence())
+}
+
+#[test]
+fn a_pin_holds_segments_until_they_are_copied_one_after_another() {
+    let (mut bench, pinned) = pinned(100);
+    let first = pinned.segments[0].sequence;
+    let held = bench.bounds().start;
+    for _ in 0..20 {
+        bench.append(records(20_000));
+    }
+    assert_eq!((oldest(&bench), bench.bounds().start), (first, held));
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Ok(false));
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Wal(first)), Ok(false));
+    append_until(&mut bench, |bench| oldest(bench) == first + 1);
+    for _ in 0..20 {
+        bench.append(records(20_000));
+    }
+    assert_eq!(oldest(&bench), first + 1, "the next one is still to be copied");
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::All), Ok(false));
+    append_until(&mut bench, |bench| oldest(bench) > first + 3);
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Err(PinLost::Unknown));
+    bench.engine.pin(bench.now).unwrap();
+}
+
+#[test]
+fn a_backup_that_is_not_heard_of_holds_nothing_for_ever() {
+    let (mut bench, pinned) = pinned(100);
+    let first = pinned.segments[0].sequence;
+    bench.now.monotonic += PIN_LEASE / 2;
+    bench.step();
+    bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing).unwrap();
+    bench.now.monotonic += PIN_LEASE - Duration::from_millis(1);
+    bench.append(records(20_000));
+    assert_eq!(oldest(&bench), first, "it was heard of");
+    bench.now.monotonic += Duration::from_secs(1);
+    append_until(&mut bench, |bench| oldest(bench) > first);
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Err(PinLost::Silent));
+}
+
+#[test]
+fn a_pin_gives_way_before_an_append_is_refused_for_want_of_space() {
+    let (mut bench, pinned) = pinned(7);
+    let first = pinned.segments[0].sequence;
+    // Every append is taken, though there is no room for both.
+    append_until(&mut bench, |bench| oldest(bench) > first);
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Err(PinLost::DiskFull));
+}
+
+#[test]
+fn a_pin_gives_way_when_more_is_overdue_than_it_holds() {
+    let (mut bench, pinned) = pinned(1000);
+    let first = pinned.segments[0].sequence;
+    append_until(&mut bench, |bench| oldest(bench) > first);
+    let segments = bench.engine.view().tables().segments.len();
+    assert!(segments <= 10, "{segments}");
+    assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Err(PinLost::WalFull));
 }

@@ -192,17 +192,17 @@ async fn write_some(
 }
 
 /// Lets so many bytes a second pass, and sleeps for the rest.
-struct Limiter {
+pub(crate) struct Limiter {
     bytes_per_second: Option<u64>,
     free_at: Instant,
 }
 
 impl Limiter {
-    fn new(bytes_per_second: Option<u64>) -> Limiter {
+    pub(crate) fn new(bytes_per_second: Option<u64>) -> Limiter {
         Limiter { bytes_per_second: bytes_per_second.filter(|rate| *rate > 0), free_at: Instant::now() }
     }
 
-    fn pass(&mut self, bytes: usize) {
+    pub(crate) fn pass(&mut self, bytes: usize) {
         let Some(rate) = self.bytes_per_second else { return };
         let now = Instant::now();
         if self.free_at > now {

@@ -29,6 +29,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 
+pub(crate) use cold::Limiter;
+
 pub use buf::{AlignedBuf, BLOCK_BYTES, BufPool, blocks_up};
 pub use files::DsyncMode;
 pub use probe::{Backend, DiskProbe};

@@ -10,6 +10,7 @@ use crate::config::ClassPolicy;
 use crate::types::*;
 
 /// What wide histories know besides.
+#[derive(Clone)]
 pub(super) struct Keyed {
     /// Of the class that is compacted.
     policy: ClassPolicy,

@@ -13,9 +13,12 @@
 //! search by timestamp, raise starts, and in runs with damage let cold files rot. They draw from a generator of their own, so the
 //! narrow ones stay what they were.
 //!
+//! One wide history of two also makes backups, which must hold what was acknowledged when they began (`backup.rs`).
+//!
 //! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
 //! the very end, where one copy cannot prove what it has lost. The two controls break the disk's contract and must be caught.
 
+mod backup;
 mod client;
 mod keyed;
 mod model;
@@ -119,6 +122,12 @@ pub struct Tally {
     pub replaced: u64,
     /// Disks that died.
     pub died: u64,
+    /// Backups made and restored.
+    pub backups: u64,
+    /// Of them, with files of an earlier one.
+    pub backups_reused: u64,
+    /// Backups given up, or cut off by the end of a life.
+    pub backups_given_up: u64,
     /// Hash of everything that happened: equal for equal seeds.
     pub trace: u64,
 }
@@ -155,6 +164,9 @@ impl Tally {
         self.filled += other.filled;
         self.replaced += other.replaced;
         self.died += other.died;
+        self.backups += other.backups;
+        self.backups_reused += other.backups_reused;
+        self.backups_given_up += other.backups_given_up;
         self.note(other.trace);
     }
 
@@ -185,17 +197,25 @@ const SEGMENT_BYTES: u64 = 128 << 10;
 const COMPACTED: ClassId = ClassId(3);
 /// Sets the generator of wide histories apart.
 const WIDE: u64 = 0x7769_6465;
+/// And that of histories with backups.
+const BACKUPS: u64 = 0x6261_636b;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
-    run_as(seed, mode, is_wide(seed))
+    run_with(seed, mode, is_wide(seed), is_wide(seed) && seed.is_multiple_of(2))
 }
 
 fn is_wide(seed: u64) -> bool {
     !seed.is_multiple_of(3)
 }
 
+/// Without backups, as seeds were run before there were any.
+#[cfg(test)]
 fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
+    run_with(seed, mode, wide, false)
+}
+
+fn run_with(seed: u64, mode: Mode, wide: bool, backups: bool) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
             let mut world = pair::PairWorld::new(seed, mode);
@@ -203,6 +223,7 @@ fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
         }
         _ => {
             let mut world = World::new(seed, mode, wide);
+            world.backups = backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
             (world.history(), world.tally)
         }
     };
@@ -229,6 +250,13 @@ struct World {
     policies: Vec<(ClassId, ClassPolicy)>,
     /// What a wide history draws from.
     wide: Option<fastrand::Rng>,
+    /// What a history with backups draws from.
+    backups: Option<fastrand::Rng>,
+    /// Where they go.
+    vault: crate::backup::memory::MemVault,
+    backing_up: bool,
+    /// A control: backups hold nothing back.
+    unpinned: bool,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -303,6 +331,10 @@ impl World {
             dark: false,
             policies,
             wide: None,
+            backups: None,
+            vault: crate::backup::memory::MemVault::default(),
+            backing_up: false,
+            unpinned: false,
             #[cfg(test)]
             after_crash: None,
         };
@@ -425,6 +457,14 @@ impl World {
 
     fn act(&mut self, life: &mut Life) -> Result<(), String> {
         self.client.wall_ms = self.now.wall_ms;
+        if !self.backing_up && self.backups.as_mut().is_some_and(|rng| rng.u32(0..60) == 0) {
+            self.backing_up = true;
+            self.back_up(life)?;
+            self.backing_up = false;
+            if self.dark {
+                return Ok(());
+            }
+        }
         if self.wide.as_mut().is_some_and(|rng| rng.u32(0..12) == 0) {
             self.work(life, true)?;
             if self.dark {

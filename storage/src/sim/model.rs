@@ -25,6 +25,7 @@ pub(super) enum State {
     Damaged,
 }
 
+#[derive(Clone)]
 pub(super) struct Attempt {
     pub(super) append: Append,
     pub(super) state: State,
@@ -34,6 +35,7 @@ pub(super) struct Attempt {
     told: i64,
 }
 
+#[derive(Clone)]
 pub(super) struct Model {
     pub(super) attempts: Vec<Attempt>,
     /// In order of submission.

@@ -155,21 +155,21 @@ fn a_failed_superblock_write_does_not_endanger_the_other_slot() {
 #[test]
 fn a_tombstone_stays_while_older_records_lie_in_another_class() {
     for seed in [16, 26, 46, 56] {
-        run(seed, Mode::Power).unwrap();
+        run_as(seed, Mode::Power, true).unwrap();
     }
 }
 
 /// The seed that found it: retention took a key's last record where the map had been too full to take those before it.
 #[test]
 fn retention_brings_no_older_value_back_where_the_map_was_full() {
-    run(23, Mode::Power).unwrap();
+    run_as(23, Mode::Power, true).unwrap();
 }
 
 /// The seeds that found it: a merged segment begins before one of another class and still has what came behind it.
 #[test]
 fn a_search_by_time_finds_the_first_record_whatever_class_it_is_in() {
     for seed in [248, 533] {
-        run(seed, Mode::Power).unwrap();
+        run_as(seed, Mode::Power, true).unwrap();
     }
 }
 
@@ -178,7 +178,7 @@ fn a_search_by_time_finds_the_first_record_whatever_class_it_is_in() {
 #[test]
 fn compaction_hides_no_hole_that_damage_has_made() {
     for seed in [319, 329, 1159] {
-        run(seed, Mode::Damage).unwrap();
+        run_as(seed, Mode::Damage, true).unwrap();
     }
 }
 
@@ -187,6 +187,28 @@ fn wide_histories_compact_in_several_passes_and_read_and_search_meanwhile() {
     let tally = many(Mode::Power, 0..30);
     assert!(tally.compacted > 1000 && tally.passes > 0, "{tally:?}");
     assert!(tally.rereads > 100 && tally.searches > 100, "{tally:?}");
+}
+
+#[test]
+fn backups_made_meanwhile_hold_what_was_acknowledged_when_they_began() {
+    let tally = many(Mode::Power, 100..130);
+    assert!(tally.backups > 30 && tally.backups_reused > 10 && tally.backups_given_up > 5, "{tally:?}");
+}
+
+/// The seed that found it: a segment had lost its header, and what told whose it was lay behind the part that a backup copied.
+#[test]
+fn a_segment_without_its_header_is_known_after_a_restore() {
+    run(26, Mode::Power).unwrap();
+}
+
+#[test]
+fn control_backups_that_hold_nothing_back_are_caught() {
+    let caught = (0..40).any(|seed| {
+        let mut world = World::new(seed, Mode::Power, true);
+        (world.backups, world.unpinned) = (Some(fastrand::Rng::with_seed(seed)), true);
+        world.history().is_err()
+    });
+    assert!(caught);
 }
 
 #[test]

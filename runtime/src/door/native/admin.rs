@@ -112,6 +112,9 @@ async fn answer(session: &Session, request: Request) -> Result<Answer, Refusal> 
             broker.check_status_right(principal)?;
             Answer::Json(session.door.status.json().to_string())
         }
+        Request::StartBackup { dir, keep } => Answer::Json(broker.start_backup(principal, &dir, keep)?.to_string()),
+        Request::BackupStatus => Answer::Json(broker.backup_status(principal)?.to_string()),
+        Request::StopBackup => Answer::Json(broker.stop_backup(principal)?.to_string()),
         Request::PutPluginPart { .. } => {
             return Err(Refusal::Internal { reason: "an upload's part was not gathered".to_owned() });
         }

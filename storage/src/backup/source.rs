@@ -1,0 +1,211 @@
+//! Where a backup's bytes come from: a running log that holds the files, or a stopped node's directory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::BackupError;
+use super::vault::read_up_to;
+use crate::check::disk::ReadOnlyDisk;
+use crate::cold::wal::WalSegment;
+use crate::config::{ColdConfig, LogConfig};
+use crate::core::{Now, PIN_LEASE, PinDone, Pinned, copied};
+use crate::disk::{Disk, DiskError, DiskRead, DiskVerb, FileId, Limiter, Reader};
+use crate::format::superblock::Peer;
+use crate::lock::DirLock;
+use crate::log::LogHandle;
+use crate::report::OpenError;
+use crate::view::ColdPlace;
+
+/// A piece that is read is heard of so often, at least.
+const HEARD_EVERY: Duration = Duration::from_secs(10);
+/// Wait for the log's reader when it has too much to do.
+const BUSY_WAIT: Duration = Duration::from_millis(5);
+
+const _: () = assert!(HEARD_EVERY.as_secs() * 4 < PIN_LEASE.as_secs());
+
+/// Reads files that stay as they are until they are let go.
+pub(crate) trait Source {
+    /// Exactly these bytes, from either copy; from the `other` one first, if there are two.
+    fn read(&mut self, file: FileId, at: u64, bytes: usize, other: bool) -> Result<Bytes, BackupError>;
+    /// Whether there are two copies.
+    fn has_other(&self) -> bool;
+    /// What was read of the file so far is what it holds, and it is not needed any more if `done` says so.
+    fn confirm(&mut self, done: PinDone) -> Result<(), BackupError>;
+    /// Size of a file of the cold tier.
+    fn size(&mut self, file: FileId) -> Result<u64, BackupError>;
+}
+
+/// The file of a cold segment, and of the WAL segment that it may be an index of. Which volume it is read from is the matter of whoever reads it.
+pub(super) fn cold_files(place: &ColdPlace) -> Vec<(FileId, Option<u64>)> {
+    let mut files = vec![(FileId::Cold(place.number), Some(place.entry.file_bytes))];
+    if place.entry.promoted {
+        files.push((FileId::Promoted(place.number), None));
+    }
+    files
+}
+
+/// A running log.
+pub(super) struct LogSource {
+    log: LogHandle,
+    reader: Arc<dyn Reader>,
+    pinned: Pinned,
+    limiter: Limiter,
+    /// The log wants its files back: not the moment to be slow.
+    hurry: bool,
+    heard: Instant,
+}
+
+impl LogSource {
+    pub(super) fn pin(log: &LogHandle, bandwidth_max: Option<u64>) -> Result<LogSource, BackupError> {
+        let pinned = log.pin().ok_or(BackupError::LogStopped)??;
+        let limiter = Limiter::new(bandwidth_max);
+        Ok(LogSource { log: log.clone(), reader: log.reader(), pinned, limiter, hurry: false, heard: Instant::now() })
+    }
+
+    pub(super) fn pinned(&self) -> &Pinned {
+        &self.pinned
+    }
+
+    /// From one copy of the log, or from the other one.
+    fn read_from(&self, other: bool, file: FileId, at: u64, bytes: usize) -> Result<Bytes, BackupError> {
+        loop {
+            let (sender, answer) = sync_channel(1);
+            let reply = Box::new(move |result: Result<Bytes, DiskError>| drop(sender.try_send(result)));
+            let request = DiskRead { file, at, bytes, reply };
+            let queued = if other { self.reader.read_other(request) } else { self.reader.read(request) };
+            if queued.is_ok() {
+                let closed = DiskError::Closed { verb: DiskVerb::Read, file };
+                return answer.recv().unwrap_or(Err(closed)).map_err(BackupError::Source);
+            }
+            // The queue is full: consumers are served first. Or the log has stopped, which the next word with it tells.
+            std::thread::sleep(BUSY_WAIT);
+            self.log.pin_done(self.pinned.token, PinDone::Nothing).ok_or(BackupError::LogStopped)??;
+        }
+    }
+}
+
+impl Source for LogSource {
+    fn read(&mut self, file: FileId, at: u64, bytes: usize, other: bool) -> Result<Bytes, BackupError> {
+        if self.heard.elapsed() >= HEARD_EVERY {
+            self.confirm(PinDone::Nothing)?;
+        }
+        if !self.hurry {
+            self.limiter.pass(bytes);
+        }
+        let other = other && self.reader.has_other();
+        let first = self.read_from(other, file, at, bytes);
+        let Err(BackupError::Source(error)) = first else { return first };
+        if self.reader.has_other() {
+            return self.read_from(!other, file, at, bytes);
+        }
+        // A file that is gone because the log could not hold it any longer is no damage.
+        self.confirm(PinDone::Nothing)?;
+        Err(error.into())
+    }
+
+    fn has_other(&self) -> bool {
+        self.reader.has_other()
+    }
+
+    fn confirm(&mut self, done: PinDone) -> Result<(), BackupError> {
+        self.hurry = self.log.pin_done(self.pinned.token, done).ok_or(BackupError::LogStopped)??;
+        self.heard = Instant::now();
+        Ok(())
+    }
+
+    fn size(&mut self, file: FileId) -> Result<u64, BackupError> {
+        size_below(self.log.dir(), file)
+    }
+}
+
+impl Drop for LogSource {
+    fn drop(&mut self) {
+        // However the backup ends; if the log is gone, so is the pin.
+        let _ = self.log.pin_done(self.pinned.token, PinDone::All);
+    }
+}
+
+fn size_below(root: &Path, file: FileId) -> Result<u64, BackupError> {
+    let path = root.join(file.relative_path());
+    let metadata = std::fs::metadata(path).map_err(|error| DiskError::from_io(DiskVerb::Stat, file, &error))?;
+    Ok(metadata.len())
+}
+
+/// A stopped node's directory, locked.
+pub(super) struct DirSource {
+    root: PathBuf,
+    open: BTreeMap<FileId, File>,
+    limiter: Limiter,
+    _lock: Option<DirLock>,
+}
+
+impl DirSource {
+    /// Locks it and rehearses its recovery: what a node would find is what is backed up.
+    pub(super) fn open(dir: &Path, bandwidth_max: Option<u64>) -> Result<(DirSource, Pinned), BackupError> {
+        let lock = DirLock::share(dir)?;
+        let pinned = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || rehearse(dir))?;
+        let limiter = Limiter::new(bandwidth_max);
+        Ok((DirSource { root: dir.to_owned(), open: BTreeMap::new(), limiter, _lock: lock }, pinned))
+    }
+}
+
+/// The log as a node would find it; nothing is written.
+pub(super) fn rehearse(dir: &Path) -> Result<Pinned, BackupError> {
+    let mut disk = ReadOnlyDisk::new(dir);
+    if disk.size(FileId::Superblock)?.is_none() && disk.list_segments()?.is_empty() {
+        return Err(BackupError::NoVolume(dir.to_owned()));
+    }
+    let has_cold = std::fs::read_dir(dir.join("cold")).is_ok_and(|mut files| files.next().is_some());
+    let config = LogConfig { accept_fenced: true, cold: has_cold.then(ColdConfig::default), ..LogConfig::new(dir) };
+    let (_, opening, _) = crate::recovery::recover(&mut disk, &config, Now::default(), [[0; 16]; 2])?;
+    if opening.superblock.peer == Peer::Filling {
+        return Err(OpenError::MirrorIncomplete.into());
+    }
+    let tables = opening.view.tables();
+    let segments: Vec<WalSegment> = tables
+        .segments
+        .iter()
+        .map(|place| WalSegment { file: place.file, sequence: u64::from(place.sequence), end_block: place.end_block })
+        .collect();
+    let mut superblock = copied(&opening.superblock, opening.last_lsn, &segments);
+    // The rehearsal opened an epoch that nothing was written in.
+    superblock.epoch -= 1;
+    Ok(Pinned { token: 0, lsn: opening.last_lsn, superblock, segments, cold: Arc::clone(&tables.cold) })
+}
+
+impl Source for DirSource {
+    fn read(&mut self, file: FileId, at: u64, bytes: usize, _: bool) -> Result<Bytes, BackupError> {
+        self.limiter.pass(bytes);
+        let path = self.root.join(file.relative_path());
+        if !self.open.contains_key(&file) {
+            self.open.clear();
+            let opened = File::open(&path).map_err(|error| DiskError::from_io(DiskVerb::Open, file, &error))?;
+            self.open.insert(file, opened);
+        }
+        let mut buf = vec![0; bytes];
+        let done = read_up_to(&self.open[&file], &path, at, &mut buf)?;
+        if done < bytes {
+            let (wanted, done) = (bytes as u64, done as u64);
+            return Err(DiskError::Short { verb: DiskVerb::Read, file, at, wanted, done }.into());
+        }
+        Ok(buf.into())
+    }
+
+    fn has_other(&self) -> bool {
+        false
+    }
+
+    fn confirm(&mut self, _: PinDone) -> Result<(), BackupError> {
+        Ok(())
+    }
+
+    fn size(&mut self, file: FileId) -> Result<u64, BackupError> {
+        size_below(&self.root, file)
+    }
+}
