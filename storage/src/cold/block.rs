@@ -24,6 +24,8 @@ const MAGIC: &[u8; 4] = b"WCB1";
 pub(super) const FLAG_ZSTD: u32 = 1;
 /// On sensor JSON level 1 shrinks nearly as well as 3 in half the time.
 const ZSTD_LEVEL: i32 = 1;
+/// For segments that a merge will write once more, while the sorter cannot keep up.
+const ZSTD_LEVEL_HASTE: i32 = -5;
 /// Blocks stored as they are after one that did not shrink.
 const PAUSE: u32 = 15;
 
@@ -38,9 +40,10 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new() -> Packer {
+    pub(super) fn new(haste: bool) -> Packer {
+        let level = if haste { ZSTD_LEVEL_HASTE } else { ZSTD_LEVEL };
         // Without a context (no memory) everything is stored as it is.
-        Packer { zstd: Compressor::new(ZSTD_LEVEL).ok(), packed: Vec::new(), pause: 0 }
+        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0 }
     }
 
     /// The bytes to store and their flags: compressed where that makes them fewer.
