@@ -60,6 +60,11 @@ pub struct ColdConfig {
     pub sort_age: Duration,
     /// Records held in memory while sorting, before compression: the size of the smallest cold segment.
     pub sort_memory_bytes: usize,
+    /// Bytes of full WAL segments up to which sorting is put off while segments fill in less than [`ColdConfig::burst_segment`]: the
+    /// processor and the disk are the producers' then. Recovery reads so much more.
+    pub burst_bytes: u64,
+    /// See `burst_bytes`.
+    pub burst_segment: Duration,
     /// WAL segments at most; appends wait for the sorter beyond it.
     pub wal_bytes_max: u64,
     /// Cold segments of one class from this many on become one, until they have `merged_bytes`.
@@ -108,6 +113,8 @@ impl Default for ColdConfig {
             sort_bytes: 64 << 20,
             sort_age: Duration::from_secs(600),
             sort_memory_bytes: 32 << 20,
+            burst_bytes: 1 << 30,
+            burst_segment: Duration::from_secs(1),
             wal_bytes_max: 2 << 30,
             merge_fan_in: 8,
             merged_bytes: 256 << 20,

@@ -15,6 +15,7 @@ pub mod core;
 pub mod disk;
 pub mod dump;
 pub mod format;
+mod inflate;
 mod lock;
 mod log;
 mod mirror;

@@ -6,10 +6,15 @@ use zstd::bulk::Compressor;
 use super::{ColdEntry, ColdError, Part};
 use crate::format::frame::FRAME_BYTES_LIMIT;
 use crate::format::{i64_at, put, u32_at};
+use crate::inflate::inflate;
 use crate::types::PartitionId;
 
 /// Raw bytes of a block, unless one record batch is larger.
 pub const BLOCK_RAW_BYTES: usize = 64 << 10;
+
+/// A block that has so much ends where its partition does: whoever reads the next one is not given what others wrote. From
+/// here on zstd gains little by a larger block, and the disk less by a larger read.
+const BLOCK_OF_ITS_OWN_BYTES: usize = 16 << 10;
 
 pub(super) const BLOCK_HEAD_BYTES: usize = 32;
 const RUN_HEAD_BYTES: usize = 32;
@@ -19,10 +24,13 @@ const MAGIC: &[u8; 4] = b"WCB1";
 pub(super) const FLAG_ZSTD: u32 = 1;
 /// On sensor JSON level 1 shrinks nearly as well as 3 in half the time.
 const ZSTD_LEVEL: i32 = 1;
+/// For segments that a merge will write once more, while the sorter cannot keep up.
+const ZSTD_LEVEL_HASTE: i32 = -5;
 /// Blocks stored as they are after one that did not shrink.
 const PAUSE: u32 = 15;
 
-const _: () = assert!(BLOCK_RAW_BYTES < RAW_BYTES_MAX && RAW_BYTES_MAX < u32::MAX as usize);
+const _: () =
+    assert!(BLOCK_OF_ITS_OWN_BYTES < BLOCK_RAW_BYTES && BLOCK_RAW_BYTES < RAW_BYTES_MAX && RAW_BYTES_MAX < u32::MAX as usize);
 
 /// zstd with its memory kept from one part of the file to the next.
 pub(super) struct Packer {
@@ -32,9 +40,10 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new() -> Packer {
+    pub(super) fn new(haste: bool) -> Packer {
+        let level = if haste { ZSTD_LEVEL_HASTE } else { ZSTD_LEVEL };
         // Without a context (no memory) everything is stored as it is.
-        Packer { zstd: Compressor::new(ZSTD_LEVEL).ok(), packed: Vec::new(), pause: 0 }
+        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0 }
     }
 
     /// The bytes to store and their flags: compressed where that makes them fewer.
@@ -75,11 +84,8 @@ pub(super) fn unpack(stored: Bytes, flags: u32, raw_bytes: usize) -> Result<Byte
     if flags & !FLAG_ZSTD != 0 {
         return Err("it has a flag that this version does not know");
     }
-    let raw = if flags & FLAG_ZSTD == 0 {
-        stored
-    } else {
-        Bytes::from(zstd::bulk::decompress(&stored, raw_bytes).map_err(|_| "it does not decompress")?)
-    };
+    let raw =
+        if flags & FLAG_ZSTD == 0 { stored } else { Bytes::from(inflate(&stored, raw_bytes).ok_or("it does not decompress")?) };
     if raw.len() == raw_bytes { Ok(raw) } else { Err("it decompresses to another length") }
 }
 
@@ -124,8 +130,12 @@ impl BlockBuilder {
             && (self.holes || self.run.next_offset == entry.base_offset)
     }
 
-    /// Whether the block stays within its size with this entry.
+    /// Whether the block stays within its size with this entry, and is not better closed before it.
     pub(super) fn fits(&self, entry: &ColdEntry) -> bool {
+        let other = self.content.is_some_and(|content| content.last_partition != entry.partition);
+        if other && self.raw.len() >= BLOCK_OF_ITS_OWN_BYTES {
+            return false;
+        }
         let head = if self.joins(entry) { 0 } else { RUN_HEAD_BYTES };
         self.raw.len() + head + entry.batches.len() <= BLOCK_RAW_BYTES
     }

@@ -31,6 +31,8 @@ pub enum Job {
         segments: Vec<WalSegment>,
         /// Number of the first cold segment to make.
         number: u32,
+        /// The WAL fills faster than it is sorted.
+        haste: bool,
     },
     /// Make one cold segment of several that follow one another and share a class.
     Merge {
@@ -165,7 +167,7 @@ impl Workshop<'_> {
     pub fn run(&mut self, job: &Job) -> Result<Done, JobError> {
         match job {
             Job::Clean { named } => self.clean(named),
-            Job::Sort { segments, number } => self.sort(segments, *number),
+            Job::Sort { segments, number, haste } => self.sort(segments, *number, *haste),
             Job::Merge { inputs, number, compact } => super::rewrite::merge(self, inputs, *number, compact.as_ref()),
             Job::Spans { place } => self.spans(place),
             Job::Remove { numbers } => {
@@ -212,7 +214,7 @@ impl Workshop<'_> {
         Ok(ends)
     }
 
-    fn sort(&mut self, segments: &[WalSegment], number: u32) -> Result<Done, JobError> {
+    fn sort(&mut self, segments: &[WalSegment], number: u32, haste: bool) -> Result<Done, JobError> {
         let mut made = Vec::new();
         let mut chunk = Chunk::default();
         let (mut damaged, mut read_bytes) = (0, 0);
@@ -226,17 +228,22 @@ impl Workshop<'_> {
                 }
                 chunk.add(&frame);
                 if chunk.bytes >= self.sort_memory_bytes {
-                    self.write_chunk(std::mem::take(&mut chunk), number, &mut made)?;
+                    self.write_chunk(std::mem::take(&mut chunk), (number, haste), &mut made)?;
                 }
             }
             damaged += scan.damaged;
         }
-        self.write_chunk(chunk, number, &mut made)?;
+        self.write_chunk(chunk, (number, haste), &mut made)?;
         Ok(Done::Made { segments: made, damaged, read_bytes })
     }
 
     /// One cold segment a class.
-    fn write_chunk(&mut self, chunk: Chunk, first_number: u32, made: &mut Vec<(u32, ManifestEntry)>) -> Result<(), JobError> {
+    fn write_chunk(
+        &mut self,
+        chunk: Chunk,
+        (first_number, haste): (u32, bool),
+        made: &mut Vec<(u32, ManifestEntry)>,
+    ) -> Result<(), JobError> {
         let Chunk { entries, first_lsn, last_lsn, .. } = chunk;
         let mut sorted = self.classify(entries);
         sorted.sort_unstable_by_key(|(class, entry)| (*class, entry.partition, entry.base_offset));
@@ -253,7 +260,7 @@ impl Workshop<'_> {
             rest = others;
             let number = first_number + made.len() as u32;
             let head = self.head(number, *class, first_lsn, last_lsn);
-            let mut file = NewFile::create(self.store, head)?;
+            let mut file = NewFile::create(self.store, head, haste)?;
             for (_, entry) in run {
                 file.push(self.store, entry)?;
             }
@@ -363,10 +370,10 @@ pub(super) struct NewFile {
 }
 
 impl NewFile {
-    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead) -> Result<NewFile, DiskError> {
+    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead, haste: bool) -> Result<NewFile, DiskError> {
         let file = FileId::Cold(head.number);
         store.create(file)?;
-        Ok(NewFile { file, writer: SegmentWriter::new(head), head })
+        Ok(NewFile { file, writer: SegmentWriter::with_haste(head, haste), head })
     }
 
     pub(super) fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {

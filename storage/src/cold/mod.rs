@@ -9,6 +9,7 @@
 //! Cost of a stored record batch: one copy into its block, one pass of zstd and CRC over the block; 40 bytes of index a
 //! block, 48 bytes a partition. Nothing here does I/O, keeps time or starts a thread.
 
+mod ahead;
 mod block;
 pub mod compact;
 mod header;

@@ -2,17 +2,20 @@
 //!
 //! A partition's offsets rise from segment to segment, so the segment is found by halving; a segment says what it has of a
 //! partition on one small page. A consumer that goes on where it stopped is spared that ([`Hint`]). Blocks of one partition adjoin
-//! in the file and are fetched together. What was damaged or is missing is passed over and named as a gap, never silently.
+//! in the file and are fetched together, and those of several segments at once (`ahead.rs`). What was damaged or is missing is passed over and named as a gap, never silently.
 //!
 //! Memory: the indexes of recently used segments, their pages and blocks, each bounded by bytes.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::ahead::{Ahead, BLOCKS_AHEAD, Fetched, SEGMENTS_AHEAD, Seats};
 use super::{Block, ColdEntry, ColdIndex, Footer, PartitionSpan, decode_block, decode_page};
 use crate::batches;
 use crate::disk::{DiskRead, FileId, Reader};
@@ -64,6 +67,7 @@ pub(crate) struct ColdReads {
     pages: Mutex<Cache<(u32, u32), Vec<PartitionSpan>>>,
     blocks: Mutex<Cache<(u32, u32), Block>>,
     hints: Mutex<HashMap<PartitionId, Hint>>,
+    seats: Seats,
 }
 
 /// A read under way.
@@ -157,6 +161,7 @@ impl ColdReads {
             pages: Mutex::new(Cache::new(PAGE_CACHE_BYTES)),
             blocks: Mutex::new(Cache::new(BLOCK_CACHE_BYTES)),
             hints: Mutex::default(),
+            seats: Seats::default(),
         }
     }
 
@@ -167,17 +172,31 @@ impl ColdReads {
             (Catch::begin(&tables, request), Arc::clone(&tables.cold))
         };
         let Some(catch) = catch else { return Answer::Done(Err(ReadError::UnknownPartition)) };
-        match self.catch_up(catch, &segments).await {
-            Ok(answer) => answer,
-            Err(error) => Answer::Done(Err(error)),
+        let mut ahead = Ahead::new(&self.seats);
+        let answer = self.catch_up(catch, &segments, &mut ahead).await;
+        for (key, block) in ahead.rest() {
+            // The consumer probably comes for it next.
+            lock(&self.blocks).insert(key, &block, block.memory_bytes());
         }
+        answer.unwrap_or_else(|error| Answer::Done(Err(error)))
     }
 
-    async fn catch_up(&self, mut catch: Catch, segments: &[Arc<ColdPlace>]) -> Result<Answer, ReadError> {
+    async fn catch_up<'a>(
+        &'a self,
+        mut catch: Catch,
+        segments: &[Arc<ColdPlace>],
+        ahead: &mut Ahead<'a>,
+    ) -> Result<Answer, ReadError> {
         let partition = catch.request.partition;
-        while let Some(place) = self.segment_for(segments, &mut catch).await? {
+        let mut near = self.hinted(segments, &catch);
+        if near.is_none() {
+            self.pages_at_once(segments, &catch).await;
+        }
+        while let Some(place) = self.segment_for(segments, near, &mut catch).await? {
+            self.look_ahead(segments, &place, &catch, ahead);
+            ahead.ready(place.number).await;
             let (before, holes) = (catch.offset, place.entry.compacted);
-            match self.of_segment(&place, &mut catch).await {
+            match self.of_segment(&place, &mut catch, ahead).await {
                 Ok(Step::More) => {}
                 Ok(Step::Full) => {
                     self.remember(partition, catch.offset, place.number);
@@ -194,6 +213,10 @@ impl ColdReads {
                 catch.passed.push(place.number);
                 catch.lost |= !holes;
             }
+            near = following(segments, &place).next();
+            if let Some(near) = near {
+                ahead.ready(near.number).await;
+            }
         }
         Ok(match catch {
             Catch { ref batches, .. } if !batches.is_empty() => catch.chunk(),
@@ -205,18 +228,73 @@ impl ColdReads {
         })
     }
 
-    /// The segment that holds the partition's next offset, or the first one behind a hole.
+    /// Where the consumer stopped the last time.
+    fn hinted<'s>(&self, segments: &'s [Arc<ColdPlace>], catch: &Catch) -> Option<&'s Arc<ColdPlace>> {
+        let hint = self.hints().get(&catch.request.partition).copied().filter(|hint| hint.offset == catch.offset)?;
+        segments.iter().find(|place| place.number == hint.segment)
+    }
+
+    /// Of a class of few segments all pages are needed sooner or later: they are asked for at once.
+    async fn pages_at_once(&self, segments: &[Arc<ColdPlace>], catch: &Catch) {
+        let of_class = || segments.iter().filter(|place| place.entry.class == catch.class);
+        if of_class().count() > SEGMENTS_AHEAD {
+            return;
+        }
+        let partition = catch.request.partition;
+        let mut pages: Vec<_> = of_class().map(|place| Box::pin(self.span(place, partition))).collect();
+        std::future::poll_fn(|context| {
+            // What could not be had is met once more, and told, when it is its turn.
+            pages.retain_mut(|page| page.as_mut().poll(context).is_pending());
+            if pages.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Begins to fetch from this segment and from those behind it, if the read wants more than this one has.
+    fn look_ahead<'a>(&'a self, segments: &[Arc<ColdPlace>], place: &Arc<ColdPlace>, catch: &Catch, ahead: &mut Ahead<'a>) {
+        let (partition, offset) = (catch.request.partition, catch.offset);
+        let run_bytes = |place: &ColdPlace| (place.entry.batch_bytes / u64::from(place.entry.partitions.max(1))) as usize;
+        let mut wanted = catch.request.bytes_max.saturating_sub(catch.bytes);
+        if !ahead.may() || wanted <= run_bytes(place) {
+            return;
+        }
+        for place in std::iter::once(place).chain(following(segments, place)).take(SEGMENTS_AHEAD) {
+            if !ahead.has_begun(place.number) {
+                let place = Arc::clone(place);
+                ahead.begin(place.number, async move { self.fetch_ahead(&place, partition, offset).await });
+            }
+            wanted = wanted.saturating_sub(run_bytes(place));
+            if wanted == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The first blocks that a segment may have of the partition, and meanwhile the page that says what it has.
+    async fn fetch_ahead(&self, place: &ColdPlace, partition: PartitionId, offset: i64) -> Fetched {
+        // Whatever fails here is met once more, and told, when it is its turn.
+        let Ok(index) = self.index(place).await else { return Vec::new() };
+        let Some(first) = index.locate(partition, offset) else { return Vec::new() };
+        let end = index.blocks_of(partition).end.min(first + BLOCKS_AHEAD);
+        let (_, blocks) = tokio::join!(self.span(place, partition), self.blocks(place.number, &index, first..end, usize::MAX));
+        (first as u32..).zip(blocks.unwrap_or_default()).collect()
+    }
+
+    /// The segment that holds the partition's next offset, or the first one behind a hole. `near` is looked at first.
     ///
     /// Within a class offsets rise from segment to segment. A partition that was moved between classes has segments in several:
     /// they are looked through only where its own class lacks the offset.
-    async fn segment_for(&self, segments: &[Arc<ColdPlace>], catch: &mut Catch) -> Result<Option<Arc<ColdPlace>>, ReadError> {
-        let (partition, offset) = (catch.request.partition, catch.offset);
+    async fn segment_for(
+        &self,
+        segments: &[Arc<ColdPlace>],
+        near: Option<&Arc<ColdPlace>>,
+        catch: &mut Catch,
+    ) -> Result<Option<Arc<ColdPlace>>, ReadError> {
+        let offset = catch.offset;
         if offset >= catch.stop_at {
             return Ok(None);
         }
-        let hint = self.hints().get(&partition).copied().filter(|hint| hint.offset == offset);
-        let hinted = hint.and_then(|hint| segments.iter().find(|place| place.number == hint.segment));
-        if let Some(place) = hinted.filter(|place| !catch.passed.contains(&place.number))
+        if let Some(place) = near.filter(|place| !catch.passed.contains(&place.number))
             && self.span_of(place, catch).await?.is_some_and(|span| span.first_offset <= offset && offset < span.next_offset)
         {
             return Ok(Some(Arc::clone(place)));
@@ -282,7 +360,7 @@ impl ColdReads {
         }
     }
 
-    async fn of_segment(&self, place: &ColdPlace, catch: &mut Catch) -> Result<Step, Miss> {
+    async fn of_segment(&self, place: &ColdPlace, catch: &mut Catch, ahead: &mut Ahead<'_>) -> Result<Step, Miss> {
         let index = self.index(place).await?;
         let partition = catch.request.partition;
         let Some(first) = index.locate(partition, catch.offset) else { return Ok(Step::More) };
@@ -290,7 +368,11 @@ impl ColdReads {
         let mut at = first;
         while at < end {
             let wanted = catch.request.bytes_max.saturating_sub(catch.bytes);
-            for block in self.blocks(place.number, &index, at..end, wanted).await? {
+            let blocks = match ahead.take(place.number, at as u32) {
+                Some(block) => vec![block],
+                None => self.blocks(place.number, &index, at..end, wanted).await?,
+            };
+            for block in blocks {
                 at += 1;
                 for run in block.runs() {
                     match catch.add(&run, place.entry.compacted) {
@@ -488,6 +570,12 @@ impl ColdReads {
         self.reader.forget(FileId::Cold(number));
         lock(&self.indexes).entries.remove(&number);
     }
+}
+
+/// Segments of the same class behind this one.
+fn following<'s>(segments: &'s [Arc<ColdPlace>], place: &ColdPlace) -> impl Iterator<Item = &'s Arc<ColdPlace>> {
+    let (number, class) = (place.number, place.entry.class);
+    segments.iter().skip_while(move |other| other.number != number).skip(1).filter(move |other| other.entry.class == class)
 }
 
 fn lost(error: super::ColdError) -> Miss {

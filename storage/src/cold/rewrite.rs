@@ -46,7 +46,7 @@ pub(super) fn merge(
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
     let extents = check_joints(shop.store, shop.view, inputs, &indexes)?;
     let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
-    let mut file = NewFile::create(shop.store, head)?;
+    let mut file = NewFile::create(shop.store, head, false)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view, holes: head.compacted };
     let mut out = Out { file: &mut file, store: &store, any: false };

@@ -123,7 +123,7 @@ pub(super) fn open(file: &[u8]) -> Result<(SegmentHead, Footer, ColdIndex), Cold
     Ok((head, footer, index))
 }
 
-fn block_of(file: &[u8], index: &ColdIndex, block: usize) -> Result<Block, ColdError> {
+pub(super) fn block_of(file: &[u8], index: &ColdIndex, block: usize) -> Result<Block, ColdError> {
     let (place, ordinal) = (index.block(block), block as u32);
     decode_block(index.number(), ordinal, part(file, place.at, place.bytes.into(), Part::Block(ordinal))?)
 }
@@ -428,4 +428,14 @@ fn memory_of_an_index_is_40_bytes_a_block() {
     let (_, _, index) = open(&file).unwrap();
     assert_eq!(index.len(), 10);
     assert!((400..500).contains(&index.memory_bytes()), "{}", index.memory_bytes());
+}
+
+#[test]
+fn a_partition_with_enough_has_blocks_of_its_own() {
+    let plan = |bytes: usize| Plan { partition_step: 1, hole: 0, batches: vec![(1, 1000); bytes / 1000], compressible: true };
+    let (file, _) = write(head(), &entries(&[plan(30_000), plan(20_000), plan(100_000), plan(3_000), plan(3_000), plan(20_000)]));
+    let (_, _, index) = open(&file).unwrap();
+    let partitions: Vec<_> = index.blocks().iter().map(|place| (place.partition.0, place.last_partition.0)).collect();
+    // What is left of the third is closed before the thin ones, and these share a block with the last.
+    assert_eq!(partitions, [(1, 1), (2, 2), (3, 3), (3, 3), (4, 6)]);
 }

@@ -74,12 +74,17 @@ pub struct SegmentWriter {
 impl SegmentWriter {
     /// An empty segment.
     pub fn new(head: SegmentHead) -> SegmentWriter {
+        SegmentWriter::with_haste(head, false)
+    }
+
+    /// The same; in haste it is compressed less, in a fraction of the time.
+    pub fn with_haste(head: SegmentHead, haste: bool) -> SegmentWriter {
         let mut out = Pieces::new();
         out.write(&head.encode());
         SegmentWriter {
             head,
             out,
-            packer: Packer::new(),
+            packer: Packer::new(haste),
             block: BlockBuilder::new(head.compacted),
             blocks: Vec::new(),
             spans: Vec::new(),

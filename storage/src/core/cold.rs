@@ -121,6 +121,11 @@ impl Cold {
         (self.config.wal_bytes_max / segment_bytes).max(4) as usize
     }
 
+    /// Never so much that the WAL's bound holds up appends before the sorter has begun.
+    fn burst_bytes(&self, segment_bytes: u64) -> u64 {
+        self.config.burst_bytes.min(self.wal_segments_max(segment_bytes) as u64 / 2 * segment_bytes)
+    }
+
     pub(super) fn config(&self) -> &ColdConfig {
         &self.config
     }
@@ -353,10 +358,15 @@ impl<T> Engine<T> {
     fn sort_job(&self) -> Option<(u64, Job)> {
         let cold = self.cold.as_ref()?;
         let mut waiting = self.sealed.iter().filter(|segment| segment.sequence > cold.flushed).peekable();
+        let newest_ms = waiting.clone().last()?.last_written_ms;
         let oldest = waiting.peek()?;
         let old = oldest.last_written_ms.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms;
         let bytes = waiting.clone().count() as u64 * self.limits.segment_bytes;
-        if !old && bytes < cold.config.sort_bytes && !self.is_short_of_segments() && !self.index_is_large() {
+        let short = self.is_short_of_segments() || self.index_is_large();
+        // Segments that fill one after the other leave the sorter no processor of its own: what it takes, producers lack.
+        let burst = newest_ms.saturating_add(millis(cold.config.burst_segment)) > self.now.wall_ms;
+        let enough = cold.config.sort_bytes.max(if burst { cold.burst_bytes(self.limits.segment_bytes) } else { 0 });
+        if !old && bytes < enough && !short {
             return None;
         }
         let tables = self.view.tables();
@@ -368,7 +378,7 @@ impl<T> Engine<T> {
             })
             .collect();
         let to = segments.last()?.sequence;
-        Some((to, Job::Sort { segments, number: cold.number_next }))
+        Some((to, Job::Sort { segments, number: cold.number_next, haste: burst }))
     }
 
     fn is_short_of_segments(&self) -> bool {

@@ -464,7 +464,8 @@ impl<T> Engine<T> {
             self.wind_down();
         }
         self.write_superblock(out);
-        if news || self.cold_is_busy() {
+        // The last job may end without a frame: then nobody else would say that all is done.
+        if news || self.cold_is_busy() || self.view.stats_mut().cold_busy {
             self.publish_stats();
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::ahead::ReadAhead;
 use super::{AlignedBuf, BLOCK_BYTES, DiskError, DiskVerb, FileId};
 
 /// How a write is made durable.
@@ -279,6 +280,7 @@ impl<F: Clone> OpenFiles<F> {
 pub(super) struct Files {
     pub(super) dir: DataDir,
     open: OpenFiles<Arc<OwnedFd>>,
+    ahead: ReadAhead,
 }
 
 /// The superblock, the segments being written and zero-filled, and some for recovery.
@@ -286,7 +288,7 @@ const FILES_OPEN_MAX: usize = 16;
 
 impl Files {
     pub(super) fn new(dir: DataDir) -> Self {
-        Self { dir, open: OpenFiles::new(FILES_OPEN_MAX) }
+        Self { dir, open: OpenFiles::new(FILES_OPEN_MAX), ahead: ReadAhead::default() }
     }
 
     /// An existing file, for durable writes.
@@ -296,11 +298,26 @@ impl Files {
 
     pub(super) fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         assert_blocks(at, bytes, buf.len());
+        if self.ahead.take(file, at, buf, bytes) {
+            return Ok(());
+        }
         read_exact(&*self.get(file)?, file, at, &mut buf[..bytes])
+    }
+
+    /// Begins to read what will probably be asked for next. An error is told when it is.
+    pub(super) fn read_ahead(&mut self, file: FileId, at: u64, bytes: usize) {
+        if let Ok(fd) = self.get(file) {
+            self.ahead.hint(fd, file, at, bytes);
+        }
+    }
+
+    pub(super) fn end_read_ahead(&mut self) {
+        self.ahead.end();
     }
 
     pub(super) fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         assert_blocks(at, bytes, data.len());
+        self.ahead.forget();
         let mut created = false;
         let dir = &self.dir;
         let fd = self.open.get(file, || {
@@ -313,6 +330,7 @@ impl Files {
     }
 
     pub(super) fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.ahead.forget();
         self.open.close(file);
         self.dir.remove(file)
     }

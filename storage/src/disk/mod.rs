@@ -8,6 +8,7 @@
 //! simulated disk of the tests, and `mirror`, which makes one disk of two. `probe` finds out which of the first two this machine
 //! allows and what one durable write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
+mod ahead;
 pub mod buf;
 mod cold;
 mod files;
@@ -289,7 +290,8 @@ pub trait Disk: Send {
     /// Size of a file, `None` where there is no such file.
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError>;
 
-    /// Reads `bytes` bytes at `at` into the start of `buf`. Synchronous: for recovery only.
+    /// Reads `bytes` bytes at `at` into the start of `buf`, which may become another buffer that is no smaller. Synchronous: for
+    /// recovery only.
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError>;
 
     /// Writes durably, creating the file (and its durable directory entry) where it is missing. Synchronous: for recovery only.
@@ -314,12 +316,26 @@ pub trait Disk: Send {
         self.read(file, at, buf, bytes)
     }
 
+    /// Bytes of a read that a scan of whole files does best with.
+    fn scan_bytes(&self) -> usize {
+        SCAN_BYTES
+    }
+
+    /// A hint: these bytes of a copy are probably read next. Changes nothing of what a read gives.
+    fn read_ahead(&mut self, _copy: usize, _file: FileId, _at: u64, _bytes: usize) {}
+
+    /// No read that a hint was about will follow.
+    fn end_read_ahead(&mut self) {}
+
     /// `write_now` to one of the copies, which the other one showed to be wrong there.
     fn mend(&mut self, copy: usize, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         assert_eq!(copy, 0, "there is only one copy");
         self.write_now(file, at, data, bytes)
     }
 }
+
+/// Reads of 1 MiB and more are alike on the disks that were measured; two of these hold most frames whole.
+const SCAN_BYTES: usize = 1 << 20;
 
 /// Operations that may be in flight at once. The log keeps one or two writes and one zero-fill there; a breach panics.
 pub const IN_FLIGHT_MAX: usize = 64;

@@ -150,6 +150,14 @@ impl Disk for PlainDisk {
         self.files.read(file, at, buf, bytes)
     }
 
+    fn read_ahead(&mut self, _copy: usize, file: FileId, at: u64, bytes: usize) {
+        self.files.read_ahead(file, at, bytes);
+    }
+
+    fn end_read_ahead(&mut self) {
+        self.files.end_read_ahead();
+    }
+
     fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         self.files.write_now(file, at, data, bytes)
     }

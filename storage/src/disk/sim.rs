@@ -403,6 +403,11 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    /// Few of its small segments: scans meet the borders between their reads.
+    fn scan_bytes(&self) -> usize {
+        4 * BLOCK_BYTES
+    }
+
     fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         self.check_alive(DiskVerb::Write, file)?;
         match &mut self.writes_until_cut {

@@ -503,3 +503,45 @@ fn a_reader_may_be_dropped_by_its_own_reply() {
         answered.recv_timeout(PATIENCE).unwrap();
     }
 }
+
+#[test]
+fn what_was_read_ahead_is_what_a_read_gives() {
+    let root = directory();
+    for (name, mut disk) in backends(root.path()) {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let blocks = 64;
+        let mut content = pattern(blocks * BLOCK_BYTES, 1);
+        disk.write_now(SEGMENT, 0, &content, content.len()).unwrap();
+        let mut buf = AlignedBuf::zeroed(8 * BLOCK_BYTES);
+        for round in 0..400 {
+            let at = rng.usize(0..blocks) * BLOCK_BYTES;
+            let bytes = rng.usize(1..=8) * BLOCK_BYTES;
+            match rng.u32(0..8) {
+                0 => {
+                    let bytes = bytes.min(content.len() - at);
+                    let new = pattern(bytes, round);
+                    disk.write_now(SEGMENT, at as u64, &new, bytes).unwrap();
+                    content[at..at + bytes].copy_from_slice(&new);
+                }
+                1..=4 => disk.read_ahead(0, SEGMENT, at as u64, bytes),
+                _ => {
+                    // As a scan does: announced, then read, pieces in order.
+                    for n in 0..rng.u64(0..4) {
+                        disk.read_ahead(0, SEGMENT, at as u64 + n * bytes as u64, bytes);
+                    }
+                    let read = disk.read(SEGMENT, at as u64, &mut buf, bytes);
+                    if at + bytes > content.len() {
+                        assert!(matches!(read, Err(DiskError::Short { .. })), "{name}: {read:?}");
+                    } else {
+                        assert_eq!(read, Ok(()), "{name}");
+                        assert!(buf[..bytes] == content[at..at + bytes], "{name}: other bytes at {at}");
+                    }
+                    assert!(buf.len() >= 8 * BLOCK_BYTES, "{name}: the caller's buffer became smaller");
+                }
+            }
+            if round == 200 {
+                disk.end_read_ahead();
+            }
+        }
+    }
+}

@@ -350,7 +350,7 @@ impl FrameHeader {
     /// The payload, decompressed where that is needed.
     pub fn raw_payload(&self, stored: &[u8]) -> Result<Vec<u8>, &'static str> {
         let raw = if self.zstd {
-            zstd::bulk::decompress(stored, self.payload_raw_bytes as usize).map_err(|_| "the payload does not decompress")?
+            crate::inflate::inflate(stored, self.payload_raw_bytes as usize).ok_or("the payload does not decompress")?
         } else {
             stored.to_vec()
         };

@@ -8,13 +8,14 @@
 //!    else is written.
 //!
 //! Segments before the newest whole snapshot only fill the index, so only their directories are read; from that snapshot on every
-//! byte is verified. Memory: one window of the file, at most one frame, and the state itself.
+//! byte is verified. Memory: a few pieces of the file, at most one frame, and the state itself.
 
 pub(crate) mod deep;
 pub mod pair;
 mod replay;
 mod scan;
 mod volume;
+mod window;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -65,7 +66,8 @@ pub fn recover(
     }
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
     scanner.refuse_newer()?;
-    let (bytes, mended, failed) = (scanner.bytes_read, scanner.mended, scanner.failed);
+    let (bytes, mended, failed) = (scanner.bytes_read(), scanner.mended, scanner.failed);
+    disk.end_read_ahead();
     report.bytes = bytes;
     report.mended += mended;
     if let Some(error) = failed {

@@ -1,6 +1,7 @@
-//! Frames of one segment, read through a window: memory stays bounded however large the segment is.
+//! Frames of one segment, read through a window (`window.rs`): memory stays bounded however large the segment is.
 
 use super::volume::Segment;
+use super::window::{Ahead, Window};
 use crate::disk::{AlignedBuf, Disk, DiskError, FileId, blocks_up};
 use crate::format::BLOCK;
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
@@ -9,10 +10,8 @@ use crate::format::snapshot::Item;
 use crate::format::superblock::Superblock;
 use crate::report::OpenError;
 
-/// Bytes read at once: several of the largest usual frames, since a frame that is cut off by the window's end is read again.
-const WINDOW: usize = 4 << 20;
-/// And where only directories are wanted and frames are large.
-const WINDOW_HOP: usize = 64 << 10;
+/// Bytes read at once where only directories are wanted and frames are large.
+const HOP_BYTES: usize = 64 << 10;
 /// Frames from here on are hopped over. Below, one read after the other costs more than reading what lies between.
 const HOP_FROM: usize = 128 << 10;
 
@@ -61,7 +60,6 @@ pub(super) struct Scanner<'a> {
     windows: Vec<Window>,
     /// Of the last good frame: the next one is probably alike.
     frame_bytes: usize,
-    pub(super) bytes_read: u64,
     /// The first frame that only a newer program can read.
     newer: Option<(u32, u64, frame::Unknown)>,
     all_payloads: bool,
@@ -71,23 +69,15 @@ pub(super) struct Scanner<'a> {
     pub(super) failed: Option<DiskError>,
 }
 
-/// A stretch of one file of one copy.
-struct Window {
-    bytes: AlignedBuf,
-    /// File, start and length of what it holds.
-    held: Option<(u32, u64, usize)>,
-}
-
 impl<'a> Scanner<'a> {
     pub(super) fn new(disk: &'a mut dyn Disk, superblock: &Superblock) -> Scanner<'a> {
-        let window = || Window { bytes: AlignedBuf::zeroed(WINDOW), held: None };
-        let windows = (0..disk.copies()).map(|_| window()).collect();
+        let piece_bytes = disk.scan_bytes();
+        let windows = (0..disk.copies()).map(|_| Window::new(piece_bytes)).collect();
         Scanner {
             disk,
             superblock: *superblock,
             windows,
             frame_bytes: 0,
-            bytes_read: 0,
             newer: None,
             all_payloads: false,
             mended: 0,
@@ -108,47 +98,18 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `bytes` bytes at `at` of one copy, of which the caller needs all. Reads up to `ahead` bytes.
-    fn bytes(&mut self, copy: usize, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<&[u8], String> {
-        let inside = self.windows[copy]
-            .held
-            .filter(|(held, start, length)| *held == file && *start <= at && at + bytes as u64 <= start + *length as u64);
-        let start = match inside {
-            Some((_, start, _)) => start,
-            None => {
-                self.fill(copy, file, at, bytes, ahead)?;
-                at
-            }
-        };
-        let from = (at - start) as usize;
-        Ok(&self.windows[copy].bytes[from..from + bytes])
+    /// Bytes read from all copies.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.windows.iter().map(|window| window.bytes_read).sum()
     }
 
-    fn fill(&mut self, copy: usize, file: u32, at: u64, bytes: usize, ahead: usize) -> Result<(), String> {
+    /// `bytes` bytes at `at` of one copy, of which the caller needs all.
+    fn bytes(&mut self, copy: usize, file: u32, at: u64, bytes: usize, ahead: Ahead) -> Result<&[u8], String> {
         let end = self.superblock.segment_bytes;
         if at + bytes as u64 > end {
             return Err("it reaches beyond the segment".to_owned());
         }
-        let least = blocks_up(bytes);
-        let most = least.max(ahead.min((end - at) as usize));
-        let window = &mut self.windows[copy];
-        window.held = None;
-        for length in [most, least] {
-            if window.bytes.len() < length {
-                window.bytes = AlignedBuf::zeroed(length);
-            }
-            match self.disk.read_copy(copy, FileId::Segment(file), at, &mut window.bytes, length) {
-                Ok(()) => {
-                    self.bytes_read += length as u64;
-                    window.held = Some((file, at, length));
-                    return Ok(());
-                }
-                // A bad sector further on must not hide what lies before it.
-                Err(_) if length > least => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-        unreachable!("the loop ends with a return")
+        self.windows[copy].bytes(self.disk, (copy, file, end), at, bytes, ahead).map_err(|error| error.to_string())
     }
 
     /// The frame at `position`, if it is good on any copy. A copy on which it is not gets it from the one on which it is; with
@@ -205,7 +166,7 @@ impl<'a> Scanner<'a> {
             return;
         }
         let bytes = found.header.frame_bytes();
-        let Ok(frame) = self.bytes(from, segment.file, found.position, bytes, bytes) else { return };
+        let Ok(frame) = self.bytes(from, segment.file, found.position, bytes, Ahead::Hop(0)) else { return };
         let frame = AlignedBuf::copy_of(frame);
         match self.disk.mend(to, FileId::Segment(segment.file), found.position, &frame, bytes) {
             Ok(()) => self.mended += 1,
@@ -214,12 +175,12 @@ impl<'a> Scanner<'a> {
         // The copy may have failed and be gone: what the windows hold may be another's.
         let copies = self.disk.copies();
         self.windows.truncate(copies);
-        self.windows.iter_mut().for_each(|window| window.held = None);
+        self.windows.iter_mut().for_each(Window::forget);
     }
 
     /// A frame that is good in itself and belongs to this life of the segment.
     fn intact(&mut self, copy: usize, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
-        let ahead = if verify || self.frame_bytes < HOP_FROM { WINDOW } else { WINDOW_HOP };
+        let ahead = if verify || self.frame_bytes < HOP_FROM { Ahead::All } else { Ahead::Hop(HOP_BYTES) };
         let first = self.bytes(copy, segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
         let head = self.bytes(copy, segment.file, position, length, ahead)?;
@@ -247,7 +208,10 @@ impl<'a> Scanner<'a> {
                 payload = Some(header.raw_payload(stored)?);
             }
         }
-        self.frame_bytes = header.frame_bytes();
+        // A segment's snapshot says nothing of the frames behind it.
+        if verify || !matches!(header.kind, FrameKind::Snapshot | FrameKind::SnapshotEnd) {
+            self.frame_bytes = header.frame_bytes();
+        }
         Ok(Found { header, position, entries, payload })
     }
 
@@ -297,7 +261,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn has_remains_on(&mut self, copy: usize, segment: &Segment, position: u64, lsn: u64) -> bool {
-        let Ok(block) = self.bytes(copy, segment.file, position, BLOCK, BLOCK) else { return false };
+        let Ok(block) = self.bytes(copy, segment.file, position, BLOCK, Ahead::Hop(0)) else { return false };
         let found = frame::peek_header_bytes(block).is_some()
             && crate::format::u64_at(block, 24) == lsn
             && crate::format::u64_at(block, 32) == segment.header.sequence;
@@ -306,7 +270,7 @@ impl<'a> Scanner<'a> {
 
     fn may_be_frame(&mut self, copy: usize, segment: &Segment, position: u64) -> bool {
         let sequence = segment.header.sequence;
-        match self.bytes(copy, segment.file, position, BLOCK, WINDOW) {
+        match self.bytes(copy, segment.file, position, BLOCK, Ahead::All) {
             Ok(block) => frame::peek_header_bytes(block).is_some() && crate::format::u64_at(block, 32) == sequence,
             Err(_) => false,
         }
@@ -348,11 +312,13 @@ impl<'a> Scanner<'a> {
     /// are enough, whatever became of the payload.
     pub(super) fn share_remains(&mut self, file: u32, from: usize, found: &Found) -> Result<(), DiskError> {
         let length = found.header.header_bytes();
-        let Ok(head) = self.bytes(from, file, found.position, blocks_up(length), blocks_up(length)) else { return Ok(()) };
+        let Ok(head) = self.bytes(from, file, found.position, blocks_up(length), Ahead::Hop(0)) else { return Ok(()) };
         let head = AlignedBuf::copy_of(head);
         for copy in (0..self.windows.len()).filter(|copy| *copy != from) {
-            let there =
-                self.bytes(copy, file, found.position, length, length).ok().and_then(|head| frame::decode_header(head).ok());
+            let there = self
+                .bytes(copy, file, found.position, length, Ahead::Hop(0))
+                .ok()
+                .and_then(|head| frame::decode_header(head).ok());
             if there != Some(found.header) {
                 self.disk.mend(copy, FileId::Segment(file), found.position, &head, head.len())?;
             }
@@ -363,9 +329,9 @@ impl<'a> Scanner<'a> {
     fn any_frame_on(&mut self, copy: usize, file: u32) -> Option<Found> {
         let mut position = BLOCK as u64;
         while position < self.superblock.segment_bytes {
-            if let Ok(block) = self.bytes(copy, file, position, BLOCK, WINDOW)
+            if let Ok(block) = self.bytes(copy, file, position, BLOCK, Ahead::All)
                 && let Some(length) = frame::peek_header_bytes(block)
-                && let Ok(head) = self.bytes(copy, file, position, length, WINDOW)
+                && let Ok(head) = self.bytes(copy, file, position, length, Ahead::All)
                 && let Ok(header) = frame::decode_header(head)
                 && header.volume_id == self.superblock.volume_id
                 && header.epoch <= self.superblock.epoch
@@ -379,4 +345,4 @@ impl<'a> Scanner<'a> {
     }
 }
 
-const _: () = assert!(header_bytes(0) <= BLOCK && WINDOW_HOP.is_multiple_of(BLOCK) && WINDOW.is_multiple_of(BLOCK));
+const _: () = assert!(header_bytes(0) <= BLOCK && HOP_BYTES.is_multiple_of(BLOCK));

@@ -288,6 +288,8 @@ impl World {
                 sort_bytes: rng.u64(1..4) * SEGMENT_BYTES,
                 sort_age: Duration::from_secs(300),
                 sort_memory_bytes: rng.usize(8..100) << 10,
+                burst_bytes: seed % 5 * SEGMENT_BYTES,
+                burst_segment: Duration::from_millis(5 << (seed % 7)),
                 wal_bytes_max: rng.u64(4..10) * SEGMENT_BYTES,
                 merge_fan_in: rng.usize(2..5),
                 merged_bytes: rng.u64(50..1000) << 10,

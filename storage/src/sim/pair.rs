@@ -59,6 +59,9 @@ impl Disk for Shared {
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         self.get().read(file, at, buf, bytes)
     }
+    fn scan_bytes(&self) -> usize {
+        self.get().scan_bytes()
+    }
     fn write_now(&mut self, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         self.get().write_now(file, at, data, bytes)
     }

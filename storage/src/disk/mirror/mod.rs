@@ -791,6 +791,22 @@ impl Disk for MirrorDisk {
         self.disk(side).read(file, at, buf, bytes)
     }
 
+    fn scan_bytes(&self) -> usize {
+        let sides = self.sides.iter().flatten();
+        sides.map(|side| side.member.disk.scan_bytes()).min().unwrap_or(super::SCAN_BYTES)
+    }
+
+    fn read_ahead(&mut self, copy: usize, file: FileId, at: u64, bytes: usize) {
+        if let Some(side) = self.in_step().nth(copy) {
+            self.disk(side).read_ahead(0, file, at, bytes);
+        }
+    }
+
+    fn end_read_ahead(&mut self) {
+        let sides: Vec<usize> = self.in_step().collect();
+        sides.into_iter().for_each(|side| self.disk(side).end_read_ahead());
+    }
+
     fn mend(&mut self, copy: usize, file: FileId, at: u64, data: &AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         let Some(side) = self.in_step().nth(copy) else { return Ok(()) };
         tracing::warn!(%file, at, bytes, copy = self.sides[side].as_ref().map(|side| &*side.member.name), "mended from the other copy");
