@@ -311,13 +311,7 @@ impl World {
         if rng.u32(0..6) == 0 {
             disk.cold_bytes_max = rng.usize(20..400) << 10;
         }
-        let policy = |rng: &mut fastrand::Rng| ClassPolicy {
-            retention_ms: (rng.u32(0..4) == 0).then(|| rng.u64(100_000..2_000_000)),
-            retention_bytes: (rng.u32(0..3) == 0).then(|| rng.u64(10..500) << 10),
-            drop_oldest: rng.bool(),
-            ..ClassPolicy::default()
-        };
-        let policies = (0..3).map(|class| (ClassId(class), policy(&mut rng))).collect();
+        let policies = random_policies(&mut rng);
         let model = Model::new(mode == Mode::Damage);
         let client = Client::new(rng.u64(..));
         let mut world = World {
@@ -593,6 +587,16 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn random_policies(rng: &mut fastrand::Rng) -> Vec<(ClassId, ClassPolicy)> {
+    let policy = |rng: &mut fastrand::Rng| ClassPolicy {
+        retention_ms: (rng.u32(0..4) == 0).then(|| rng.u64(100_000..2_000_000)),
+        retention_bytes: (rng.u32(0..3) == 0).then(|| rng.u64(10..500) << 10),
+        drop_oldest: rng.bool(),
+        ..ClassPolicy::default()
+    };
+    (0..3).map(|class| (ClassId(class), policy(rng))).collect()
 }
 
 fn outcome_hash(outcome: &Outcome) -> u64 {
