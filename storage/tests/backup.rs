@@ -373,7 +373,7 @@ fn one_backup_at_a_time_and_one_that_is_stopped_leaves_nothing_held() {
 fn either_copy_of_a_mirrored_log_is_good_for_a_backup() {
     let root = tempfile::tempdir().unwrap();
     let (a, b, to) = (root.path().join("a"), root.path().join("b"), root.path().join("backup"));
-    let (log, _) = Log::open(LogConfig { mirror_dir: Some(b), ..small(&a) }).unwrap();
+    let (log, _) = Log::open(LogConfig { mirror_dir: Some(b), mirror_patience: Duration::from_secs(60), ..small(&a) }).unwrap();
     create(&log);
     fill(&log.handle(), 0..200);
     back_up(&log.handle(), &to, BackupOptions::default()).unwrap();

@@ -1,6 +1,8 @@
 //! A backup directory in memory, for the tests and the simulator: it loses what was not synced, and can be cut off at any step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+#[cfg(test)]
+use std::collections::BTreeSet;
 
 use super::BackupError;
 use super::vault::{Folder, Vault};
@@ -30,6 +32,7 @@ pub(crate) enum Forgets {
 }
 
 /// What is left of what was not synced.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Crash {
     /// Nothing: neither names nor bytes.
@@ -51,6 +54,7 @@ impl MemVault {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn crash(&mut self, how: Crash) {
         self.cut_at = None;
         if matches!(how, Crash::Lost) {
@@ -66,6 +70,7 @@ impl MemVault {
         self.durable.clone_from(&self.names);
     }
 
+    #[cfg(test)]
     pub(crate) fn names_of(&self, folder: Folder) -> BTreeSet<&str> {
         self.names.keys().filter(|(other, _)| *other == folder).map(|(_, name)| &**name).collect()
     }

@@ -255,8 +255,6 @@ struct World {
     /// Where they go.
     vault: crate::backup::memory::MemVault,
     backing_up: bool,
-    /// A control: backups hold nothing back.
-    unpinned: bool,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -330,7 +328,6 @@ impl World {
             backups: None,
             vault: crate::backup::memory::MemVault::default(),
             backing_up: false,
-            unpinned: false,
             #[cfg(test)]
             after_crash: None,
         };

@@ -202,16 +202,6 @@ fn a_segment_without_its_header_is_known_after_a_restore() {
 }
 
 #[test]
-fn control_backups_that_hold_nothing_back_are_caught() {
-    let caught = (0..40).any(|seed| {
-        let mut world = World::new(seed, Mode::Power, true);
-        (world.backups, world.unpinned) = (Some(fastrand::Rng::with_seed(seed)), true);
-        world.history().is_err()
-    });
-    assert!(caught);
-}
-
-#[test]
 fn two_copies_lose_nothing_to_one_disk() {
     let tally = many(Mode::Mirror, 0..16);
     assert!(tally.acknowledged > 5_000 && tally.two_copies > 1_000 && tally.two_copies < tally.acknowledged, "{tally:?}");
