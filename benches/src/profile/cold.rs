@@ -18,8 +18,8 @@ use crate::{BenchError, Host, Load, Report, Usage};
 const READ_PARTITIONS: u32 = 64;
 /// What one read asks for.
 const READ_BYTES: usize = 4 << 20;
-/// The sorter is idle when nothing has changed for so long.
-const QUIET: Duration = Duration::from_millis(1500);
+/// The sorter is idle when nothing has changed for so long: it waits for a quiet second, and looks once a second.
+const QUIET: Duration = Duration::from_millis(3000);
 const QUIET_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Runs both, in directories below the configuration's.

@@ -121,11 +121,6 @@ impl Cold {
         (self.config.wal_bytes_max / segment_bytes).max(4) as usize
     }
 
-    /// Never so much that the WAL's bound holds up appends before the sorter has begun.
-    fn burst_bytes(&self, segment_bytes: u64) -> u64 {
-        self.config.burst_bytes.min(self.wal_segments_max(segment_bytes) as u64 / 2 * segment_bytes)
-    }
-
     pub(super) fn config(&self) -> &ColdConfig {
         &self.config
     }
@@ -363,9 +358,10 @@ impl<T> Engine<T> {
         let old = oldest.last_written_ms.saturating_add(millis(cold.config.sort_age)) <= self.now.wall_ms;
         let bytes = waiting.clone().count() as u64 * self.limits.segment_bytes;
         let short = self.is_short_of_segments() || self.index_is_large();
-        // Segments that fill one after the other leave the sorter no processor of its own: what it takes, producers lack.
-        let burst = newest_ms.saturating_add(millis(cold.config.burst_segment)) > self.now.wall_ms;
-        let enough = cold.config.sort_bytes.max(if burst { cold.burst_bytes(self.limits.segment_bytes) } else { 0 });
+        let bound = cold.wal_segments_max(self.limits.segment_bytes) as u64 * self.limits.segment_bytes;
+        let enough = sort_from(&cold.config, bound, newest_ms, self.now.wall_ms);
+        // Half of what may wait beyond it has come in since: the sorter does not keep up.
+        let haste = bytes >= bound / 4 * 3;
         if !old && bytes < enough && !short {
             return None;
         }
@@ -378,7 +374,7 @@ impl<T> Engine<T> {
             })
             .collect();
         let to = segments.last()?.sequence;
-        Some((to, Job::Sort { segments, number: cold.number_next, haste: burst }))
+        Some((to, Job::Sort { segments, number: cold.number_next, haste }))
     }
 
     fn is_short_of_segments(&self) -> bool {
@@ -420,6 +416,13 @@ impl<T> Engine<T> {
     }
 }
 
+/// Bytes of full segments from which they are sorted. Segments that fill one after the other leave the sorter no processor of its own:
+/// what it takes, producers lack. Never so much waits that the WAL's bound holds up appends before the sorter has begun.
+fn sort_from(config: &ColdConfig, wal_bound: u64, newest_ms: u64, now_ms: u64) -> u64 {
+    let burst = newest_ms.saturating_add(millis(config.burst_segment)) > now_ms;
+    config.sort_bytes.max(if burst { config.burst_bytes.min(wal_bound / 2) } else { 0 })
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -443,4 +446,19 @@ pub(crate) fn named_segments(
         }
     }
     Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorting_waits_for_a_quiet_second_but_not_for_the_bound_of_the_wal() {
+        let config =
+            ColdConfig { sort_bytes: 64, burst_bytes: 500, burst_segment: Duration::from_secs(1), ..ColdConfig::default() };
+        assert_eq!(sort_from(&config, 2000, 10_000, 10_999), 500, "a segment was filled within this second");
+        assert_eq!(sort_from(&config, 2000, 10_000, 11_000), 64);
+        assert_eq!(sort_from(&config, 600, 10_000, 10_000), 300, "half of what the WAL may take");
+        assert_eq!(sort_from(&config, 100, 10_000, 10_000), 64);
+    }
 }
