@@ -47,7 +47,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} expired={} merged={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} single={} doubled={} copied={} rescued={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -77,6 +77,10 @@ fn print(tally: &Tally) {
         tally.filled,
         tally.replaced,
         tally.died,
+        tally.single,
+        tally.doubled,
+        tally.copied,
+        tally.rescued,
         tally.trace
     );
 }

@@ -17,6 +17,7 @@ mod compress;
 mod entry;
 mod retention;
 mod segments;
+mod volumes;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use compress::{Effort, FrameCompressor};
 pub(crate) use build::{decode_meta_ops, slice_of};
 pub(crate) use change::{Change, decode_changes};
 pub(crate) use cold::{SEGMENTS_PER_SORT, named_segments};
+pub use volumes::{VolumeError, named_volumes};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
@@ -361,6 +363,9 @@ impl<T> Engine<T> {
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
         let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
+        for (number, entry) in named_volumes(&view.meta()).expect("recovery has read them") {
+            view.volumes().known(number, &entry);
+        }
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
             // Evicted frames come back one by one as new ones are built: more than this would only lie idle.

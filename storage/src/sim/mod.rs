@@ -20,15 +20,17 @@ mod client;
 mod keyed;
 mod model;
 mod pair;
+mod tier;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cold::job::{Job, JobError, Workshop};
+use crate::cold::stores::{StoreMap, Stores};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{ColdStore, Disk, DiskError};
 use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
@@ -119,6 +121,14 @@ pub struct Tally {
     pub replaced: u64,
     /// Disks that died.
     pub died: u64,
+    /// Cold segments made with one copy, where there are volumes.
+    pub single: u64,
+    /// And with two.
+    pub doubled: u64,
+    /// Copies of cold segments made afterwards.
+    pub copied: u64,
+    /// Reads that the second copy of a cold segment answered.
+    pub rescued: u64,
     /// Hash of everything that happened: equal for equal seeds.
     pub trace: u64,
 }
@@ -155,6 +165,10 @@ impl Tally {
         self.filled += other.filled;
         self.replaced += other.replaced;
         self.died += other.died;
+        self.single += other.single;
+        self.doubled += other.doubled;
+        self.copied += other.copied;
+        self.rescued += other.rescued;
         self.note(other.trace);
     }
 
@@ -263,6 +277,7 @@ impl World {
                 wal_bytes_max: rng.u64(4..10) * SEGMENT_BYTES,
                 merge_fan_in: rng.usize(2..5),
                 merged_bytes: rng.u64(50..1000) << 10,
+                scrub_bytes_per_s: None,
                 ..ColdConfig::default()
             }),
             ..LogConfig::new("simulated")
@@ -320,6 +335,7 @@ impl World {
             sort_memory_bytes: 30 << 10,
             wal_bytes_max: 6 * SEGMENT_BYTES,
             merge_fan_in: 3,
+            scrub_bytes_per_s: None,
             ..ColdConfig::default()
         });
         cold.merged_bytes = rng.u64(4..60) << 10;
@@ -335,6 +351,7 @@ impl World {
             retention_bytes: (rng.u32(0..6) == 0).then(|| rng.u64(50..200) << 10),
             delete_retention_ms: [0, 300_000, 3_000_000][rng.usize(0..3)],
             drop_oldest: rng.u32(0..3) == 0,
+            copies: None,
         };
         self.policies.push((COMPACTED, policy.clone()));
         self.disk.cold_rots = true;
@@ -463,8 +480,9 @@ impl World {
     fn work(&mut self, life: &mut Life, may_cut: bool) -> Result<(), String> {
         let Some(job) = self.job.take() else { return Ok(()) };
         let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
-        let mut store = self.disk.cold(cut);
         let view = Arc::clone(life.engine.view());
+        let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
+        let mut store = Stores::new(&mut stores, &view, vec![0]);
         let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
         let mut shop = Workshop {
             store: &mut store,
@@ -482,8 +500,8 @@ impl World {
             self.tally.jobs_cut += 1;
             return Ok(());
         }
-        if let Job::Remove { numbers } = &job {
-            numbers.iter().for_each(|number| life.reads.forget_cold(*number));
+        if let Job::Remove { files } = &job {
+            files.iter().for_each(|(number, _)| life.reads.forget_cold(*number));
         }
         life.engine.job_done(result);
         self.pump(life)?;
