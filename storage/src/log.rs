@@ -14,7 +14,7 @@ use crate::cold::job::{Done, JobError};
 use crate::cold::manifest::VolumeUse;
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output, VolumeError};
-use crate::disk::mirror::{MirrorReader, MirrorStatus};
+use crate::disk::mirror::{CopyState, MirrorReader, MirrorStatus};
 use crate::disk::volumes::{VolumeDisks, VolumeReader};
 use crate::disk::{Disk, DiskCompletion, DiskProbe, Waker};
 use crate::format::Uuid;
@@ -211,8 +211,16 @@ fn find_volumes(
         disks.add(number, dir.disk);
         Ok(())
     };
-    // One that holds the WAL must be who it should be.
-    dirs.into_iter().try_for_each(&mut add)?;
+    // The sorter reads the WAL where it is a volume: one such directory there must be.
+    let mut refused = Vec::new();
+    let with_wal = dirs.len();
+    for dir in dirs {
+        refused.extend(add(dir).err());
+    }
+    if refused.len() == with_wal {
+        return Err(refused.swap_remove(0));
+    }
+    problems.extend(refused.iter().map(ToString::to_string));
     // Those that are known first: only then is it clear which are missing.
     let mut cold_dirs: Vec<_> = config.cold_dirs.iter().collect();
     cold_dirs.sort_by_key(|dir| !volume_dir::has_identity(dir));
@@ -384,6 +392,9 @@ impl LogHandle {
     /// [`LogHandle::mirror_status`] tells how far it is. Blocks; not for executor threads.
     pub fn mirror_attach(&self, dir: &Path) -> Result<(), OpenError> {
         let held = self.shared.volumes.of_dir(dir, &self.shared.view).map(|(_, disk)| disk);
+        if self.shared.tiered {
+            self.shared.volumes.may_join(dir, &self.shared.view, true)?;
+        }
         let volume = self.shared.mirror.attach(dir, held)?;
         if self.shared.tiered {
             self.shared.volumes.join(volume, &self.shared.view, &|order| self.order(order))?;
@@ -411,6 +422,7 @@ impl LogHandle {
         }
         let held = shared.volumes.of_dir(dir, &shared.view).map(|(_, disk)| disk);
         let wanted = shared.mirror.control.survivor().is_some_and(|survivor| survivor.peer != Peer::None);
+        shared.volumes.may_join(dir, &shared.view, wanted)?;
         let volume = if wanted {
             shared.mirror.attach(dir, held)?
         } else if let Some(disk) = held {
@@ -443,6 +455,10 @@ impl LogHandle {
     /// Forgets a volume for good: its disk was replaced, or is lost. Its segments get their second copies elsewhere. Refused while
     /// it holds the only copy of a segment, unless by `force`: those are lost then.
     pub fn volume_forget(&self, number: u8, force: bool) -> Result<(), OpenError> {
+        if self.volumes().iter().any(|volume| volume.number == number && volume.wal.is_some_and(|wal| wal != CopyState::Offline))
+        {
+            return Err(OpenError::MirrorBusy("this volume has a copy of the WAL in use: detach it first".to_owned()));
+        }
         self.answered(VolumeOrder::Forget { number, force })
     }
 

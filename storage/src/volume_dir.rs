@@ -207,6 +207,13 @@ impl VolumeSet {
         Some((number, self.disks.get(number)?))
     }
 
+    /// Refuses a directory that cannot be a volume before anything is done to it.
+    pub(crate) fn may_join(&self, dir: &Path, view: &View, has_wal: bool) -> Result<(), OpenError> {
+        let found = look(dir, has_wal, true)?;
+        let who = decide(&found, &self.log_id, &view.volumes());
+        who.map(drop).map_err(|what| OpenError::VolumeRefused { path: dir.to_owned(), what })
+    }
+
     /// A directory becomes a volume, or is the one it was.
     pub(crate) fn join(&self, dir: VolumeDir, view: &View, ask: Ask<'_>) -> Result<u8, OpenError> {
         let uuid = identify(&dir, &self.log_id, view, true)?;

@@ -100,11 +100,9 @@ impl Volumes {
         }
     }
 
-    /// Volumes of these that can be read, those that do well first.
+    /// Volumes of these that can be read.
     pub fn readable(&self, holders: &[u8]) -> Vec<u8> {
-        let mut readable: Vec<u8> = holders.iter().copied().filter(|number| self.is_online(*number)).collect();
-        readable.sort_by_key(|number| self.get(*number).is_some_and(|volume| volume.health != Health::Healthy || volume.wal_out));
-        readable
+        holders.iter().copied().filter(|number| self.is_online(*number)).collect()
     }
 
     /// Whether new segments may go there.

@@ -152,3 +152,109 @@ fn a_rotten_copy_is_read_from_the_other_one_and_made_anew() {
         }
     }
 }
+
+#[test]
+fn a_directory_that_is_not_the_volume_it_should_be_is_named_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, report) = Log::open(beside(root.path())).unwrap();
+    assert!(report.volume_problems.is_empty(), "{:?}", report.volume_problems);
+    log.handle().append_blocking(open_partition(P));
+    fill(&log.handle(), 0..600);
+    until("sorting", &log.handle(), || log.handle().stats().recycled >= 2);
+    quiet(&log.handle());
+    assert!(log.handle().volumes().iter().all(|volume| volume.segments > 0), "{:?}", log.handle().volumes());
+    log.shutdown().unwrap();
+    let (other, _) = Log::open(tiered(&root.path().join("other"))).unwrap();
+    other.handle().append_blocking(open_partition(P));
+    fill(&other.handle(), 0..600);
+    until("sorting", &other.handle(), || other.handle().stats().recycled >= 2);
+    other.shutdown().unwrap();
+
+    let away = root.path().join("away");
+    std::fs::rename(root.path().join("c"), &away).unwrap();
+    let problems = |dir: &str| {
+        let config = LogConfig { cold_dirs: vec![root.path().join(dir)], ..beside(root.path()) };
+        let (log, report) = Log::open(config).unwrap();
+        check_all(&log.handle(), 600);
+        log.shutdown().unwrap();
+        report.volume_problems.join("\n")
+    };
+    // The disk is not mounted: there is an empty directory.
+    std::fs::create_dir(root.path().join("c")).unwrap();
+    assert!(problems("c").contains("may not be mounted"));
+    assert!(!root.path().join("c/volume").exists() && cold_files(&root.path().join("c")).is_empty());
+    // Somebody else's disk.
+    let before = cold_files(&root.path().join("other"));
+    assert!(problems("other").contains("it is a volume of log"));
+    assert_eq!(cold_files(&root.path().join("other")), before);
+    // Its own disk, whose identity was lost, and damaged.
+    let identity = std::fs::read(away.join("volume")).unwrap();
+    std::fs::remove_file(away.join("volume")).unwrap();
+    assert!(problems("away").contains("no file `volume`"));
+    std::fs::write(away.join("volume"), &identity[..100]).unwrap();
+    assert!(problems("away").contains("is damaged"));
+    // Mounted elsewhere it is the same volume.
+    std::fs::write(away.join("volume"), &identity).unwrap();
+    assert_eq!(problems("away"), "");
+}
+
+#[test]
+fn what_only_a_missing_volume_has_is_a_gap_until_it_is_back() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(beside(root.path())).unwrap();
+    let handle = log.handle();
+    handle.set_class_policy(ClassId(0), ClassPolicy { copies: Some(1), ..ClassPolicy::default() });
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..900);
+    until("sorting", &handle, || handle.stats().recycled >= 4);
+    quiet(&handle);
+    handle.volume_drain(0, true).unwrap();
+    until("draining", &handle, || handle.volumes()[0].segments == 0);
+    check_all(&handle, 900);
+    log.shutdown().unwrap();
+    std::fs::rename(root.path().join("c"), root.path().join("away")).unwrap();
+
+    let (log, report) = Log::open(beside(root.path())).unwrap();
+    assert!(!report.volume_problems.is_empty());
+    let handle = log.handle();
+    assert!(matches!(read(&handle, P, 0, 1), Err(ReadError::Gap { from: 0, .. })), "{:?}", read(&handle, P, 0, 1));
+    assert!(handle.volume_forget(1, false).is_err(), "it holds the only copies");
+    // The disk comes back while the log works, in another slot.
+    assert_eq!(handle.volume_attach(&root.path().join("away")).unwrap(), 1);
+    check_all(&handle, 900);
+}
+
+#[test]
+fn volumes_come_and_go_while_the_log_works() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(tiered(&root.path().join("a"))).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    assert!(handle.volume_drain(0, true).is_err() && handle.volume_forget(0, true).is_err(), "it is the only one");
+    for (number, dir) in [(1, "b"), (2, "c")] {
+        assert_eq!(handle.volume_attach(&root.path().join(dir)).unwrap(), number);
+        assert!(handle.volume_attach(&root.path().join("a")).is_ok(), "it is what it was");
+        fill(&handle, number as u32 * 600..(number as u32 + 1) * 600);
+        until("second copies", &handle, || {
+            handle.volumes()[usize::from(number)].segments > 0 && handle.volumes().iter().all(|volume| volume.only_copies == 0)
+        });
+    }
+    check_all(&handle, 1800);
+    // Taken out, and missed for too long: what it had is copied to where it is not.
+    handle.volume_detach(1).unwrap();
+    assert!(std::fs::File::open(root.path().join("b/LOCK")).is_ok());
+    check_all(&handle, 1800);
+    until("copies elsewhere", &handle, || handle.volumes()[1].segments == 0);
+    handle.volume_forget(1, false).unwrap();
+    until("forgetting", &handle, || handle.volumes()[1].usage == VolumeUse::Gone);
+    let refused = handle.volume_attach(&root.path().join("b")).unwrap_err();
+    assert!(refused.to_string().contains("detached for good"), "{refused}");
+    check_all(&handle, 1800);
+    log.shutdown().unwrap();
+    let config = LogConfig { cold_dirs: vec![root.path().join("c")], ..tiered(&root.path().join("a")) };
+    let (log, report) = Log::open(config).unwrap();
+    assert_eq!(report.volume_problems, Vec::<String>::new());
+    check_all(&log.handle(), 1800);
+}

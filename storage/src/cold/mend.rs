@@ -36,6 +36,9 @@ struct Layout {
     parts: Vec<(u64, usize, Stretch)>,
 }
 
+/// Gets each part, where it begins and its best bytes.
+type Each<'e> = &'e mut dyn FnMut(&mut Stores<'_>, u64, &[u8]) -> Result<(), DiskError>;
+
 struct Mend<'a, 'b> {
     stores: &'a mut Stores<'b>,
     log_id: &'a Uuid,
@@ -119,11 +122,7 @@ impl Mend<'_, '_> {
     }
 
     /// All parts in the order of the file, each with the best bytes there are.
-    fn pass(
-        &mut self,
-        layout: Option<&Layout>,
-        each: &mut dyn FnMut(&mut Stores<'_>, u64, &[u8]) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+    fn pass(&mut self, layout: Option<&Layout>, each: Each<'_>) -> Result<(), DiskError> {
         let Some(layout) = layout else { return self.pass_raw(each) };
         let (place, log_id) = (self.place, self.log_id);
         for (at, bytes, stretch) in &layout.parts {
@@ -134,7 +133,7 @@ impl Mend<'_, '_> {
     }
 
     /// Without an index nothing tells the parts apart: the first copy as it is.
-    fn pass_raw(&mut self, each: &mut dyn FnMut(&mut Stores<'_>, u64, &[u8]) -> Result<(), DiskError>) -> Result<(), DiskError> {
+    fn pass_raw(&mut self, each: Each<'_>) -> Result<(), DiskError> {
         let mut at = 0;
         while at < self.place.entry.file_bytes {
             let bytes = (self.place.entry.file_bytes - at).min(BLOCK as u64) as usize;

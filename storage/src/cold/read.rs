@@ -461,18 +461,21 @@ impl ColdReads {
         bytes: usize,
         decode: impl Fn(Bytes) -> Result<T, ColdError>,
     ) -> Result<T, Miss> {
-        for copy in 0..2 {
+        let first = self.reader.first_copy(FileId::Cold(number));
+        let mut failed = 0;
+        for copy in [first, 1 - first] {
             match self.fetch(number, copy, at, bytes).await? {
-                Fetched::NoCopy => break,
+                Fetched::NoCopy => continue,
                 Fetched::Failed => {}
                 Fetched::Bytes(stored) => match decode(stored) {
                     Ok(found) => {
-                        self.view.reads.rescued.fetch_add(copy as u64, Ordering::Relaxed);
+                        self.view.reads.rescued.fetch_add(failed, Ordering::Relaxed);
                         return Ok(found);
                     }
                     Err(error) => tracing::error!(%error, copy, "a cold segment is damaged"),
                 },
             }
+            failed = 1;
             self.view.volumes().doubt(number);
         }
         Err(Miss::Lost)

@@ -105,12 +105,12 @@ impl<'a> Stores<'a> {
         result
     }
 
-    /// Volumes that hold a file, those that do well first.
+    /// Volumes that hold a file; always in the same order, however they do, so that each is asked once.
     fn holders_of(&self, file: FileId) -> Vec<u8> {
         match file {
             FileId::Cold(number) | FileId::Promoted(number) | FileId::Remade(number) => {
-                let holders = self.view.tables().cold_place(number).map(|place| place.entry.holders().to_vec());
-                self.view.volumes().readable(&holders.unwrap_or_else(|| self.writing.clone()))
+                let tables = self.view.tables();
+                tables.cold_place(number).map_or_else(|| self.writing.clone(), |place| place.entry.holders().to_vec())
             }
             FileId::Segment(_) | FileId::Superblock => self.wal.clone(),
         }

@@ -416,7 +416,12 @@ pub trait Reader: Send + Sync {
         false
     }
 
-    /// Queues a read of one of the copies of a file of the cold tier, counted from 0. `Ok(false)`: there are not so many.
+    /// Which copy of a file of the cold tier is the best to begin with.
+    fn first_copy(&self, _file: FileId) -> usize {
+        0
+    }
+
+    /// Queues a read of one of the copies of a file of the cold tier, 0 or 1. `Ok(false)`: there is no such copy now.
     fn read_copy(&self, copy: usize, request: DiskRead) -> Result<bool, DiskRead> {
         if copy == 0 { self.read(request).map(|()| true) } else { Ok(false) }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Wea
 
 use super::{ColdOpener, DiskRead, FileId, Reader};
 use crate::view::View;
+use crate::volumes::Health;
 
 /// One volume's disk, open.
 #[derive(Clone)]
@@ -82,13 +83,29 @@ impl Reader for VolumeReader {
         self.wal.has_other()
     }
 
+    /// One on a healthy disk; where both are, each has its share.
+    fn first_copy(&self, file: FileId) -> usize {
+        let FileId::Cold(number) = file else { return 0 };
+        let holders = self.view.tables().cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
+        let [_, _] = holders[..] else { return 0 };
+        let volumes = self.view.volumes();
+        let well = |number: u8| volumes.get(number).is_some_and(|volume| volume.health == Health::Healthy && !volume.wal_out);
+        match (well(holders[0]), well(holders[1])) {
+            (true, false) => 0,
+            (false, true) => 1,
+            _ => number as usize % 2,
+        }
+    }
+
     fn read_copy(&self, copy: usize, request: DiskRead) -> Result<bool, DiskRead> {
         let (FileId::Cold(number) | FileId::Promoted(number)) = request.file else { return self.wal.read_copy(copy, request) };
         let holders = self.view.tables().cold_place(number).map(|place| place.entry.holders().to_vec());
         // It was merged away meanwhile: whoever asks again sees what it has become.
         let Some(holders) = holders else { return Err(request) };
-        let volumes = self.view.volumes().readable(&holders);
-        let Some(volume) = volumes.get(copy).copied() else { return Ok(false) };
+        let Some(volume) = holders.get(copy).copied() else { return Ok(false) };
+        if !self.view.volumes().is_online(volume) {
+            return Ok(false);
+        }
         let Some(disk) = self.disks.get(volume) else { return Ok(false) };
         let view = Arc::clone(&self.view);
         let DiskRead { file, at, bytes, reply } = request;

@@ -156,7 +156,7 @@ impl PairWorld {
     }
 
     fn add_tier(&mut self, seed: u64) {
-        let mut tier = Tier::new(seed);
+        let mut tier = Tier::new(seed, self.rotten);
         self.config.cold = Some(tier.config());
         if tier.rng.bool() {
             tier.third = Some(Shared::new(tier.rng.u64(..), Faults::default()));
@@ -164,7 +164,6 @@ impl PairWorld {
         if let Some(rotten) = self.rotten {
             self.disks[rotten].get().cold_rots = true;
         }
-        tier.rotten = self.rotten;
         self.tier = Some(tier);
     }
 
@@ -427,7 +426,8 @@ impl PairWorld {
         let Some(survivor) = life.control.survivor() else { return Ok(()) };
         self.advance();
         self.look_at_volumes(life);
-        if self.disks[side].get().is_dead() || (self.rng.u32(0..3) == 0 && self.can_spare(side)) {
+        let forgotten = self.is_forgotten(life, side);
+        if self.disks[side].get().is_dead() || forgotten || (self.rng.u32(0..3) == 0 && self.can_spare(side)) {
             self.replace(side);
             self.lose_volume(life, side);
             self.tally.replaced += 1;

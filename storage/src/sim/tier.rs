@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use super::SEGMENT_BYTES;
 use super::pair::{Life, PairWorld, Shared};
 use crate::cold::job::{Done, Job, JobError, Workshop};
+use crate::cold::manifest::VolumeUse;
 use crate::cold::stores::{StoreMap, Stores};
 use crate::config::{ClassPolicy, ColdConfig};
 use crate::disk::volumes::{VolumeDisk, VolumeDisks};
@@ -49,7 +50,7 @@ pub(super) struct TierLife {
 }
 
 impl Tier {
-    pub(super) fn new(seed: u64) -> Tier {
+    pub(super) fn new(seed: u64, rotten: Option<usize>) -> Tier {
         let mut rng = fastrand::Rng::with_seed(seed ^ TIERED);
         let mut uuid = || {
             let mut id = [0; 16];
@@ -62,7 +63,7 @@ impl Tier {
             let policy = ClassPolicy {
                 retention_ms: (rng.u32(0..5) == 0).then(|| rng.u64(200_000..2_000_000)),
                 retention_bytes: (rng.u32(0..4) == 0).then(|| rng.u64(50..500) << 10),
-                copies: (rng.u32(0..8) == 0).then_some(1),
+                copies: (rng.u32(0..8) == 0 && rotten.is_none()).then_some(1),
                 ..ClassPolicy::default()
             };
             policies.push((ClassId(class), policy));
@@ -111,7 +112,20 @@ impl PairWorld {
         for (class, policy) in &tier.policies {
             life.engine.set_policy(*class, policy.clone());
         }
-        order.iter().try_for_each(|n| self.find_volume(life, *n))
+        for n in order {
+            // One that was let go of for good is no volume any more.
+            let _ = self.find_volume(life, *n);
+        }
+        let with_wal = life.tier.numbers[..THIRD].iter().any(Option::is_some);
+        if with_wal { Ok(()) } else { Err("no disk with a WAL is a volume".to_owned()) }
+    }
+
+    /// Whether a disk was let go of for good: then it comes back empty only.
+    pub(super) fn is_forgotten(&self, life: &Life, n: usize) -> bool {
+        let Some(tier) = &self.tier else { return false };
+        let volumes = life.engine.view().volumes();
+        let number = volumes.number_of(&tier.uuids[n]);
+        number.and_then(|number| volumes.get(number)).is_some_and(|volume| volume.usage == VolumeUse::Gone)
     }
 
     pub(super) fn find_volume(&mut self, life: &mut Life, n: usize) -> Result<(), String> {
@@ -134,7 +148,7 @@ impl PairWorld {
     /// Which disks hold the only copy of something, as far as anybody can tell.
     pub(super) fn look_at_volumes(&mut self, life: &Life) {
         let alive: Vec<u8> = (0..3)
-            .filter(|n| self.volume_disk(*n).is_some_and(|disk| !disk.get().is_dead()))
+            .filter(|n| self.rotten != Some(*n) && self.volume_disk(*n).is_some_and(|disk| !disk.get().is_dead()))
             .filter_map(|n| life.tier.numbers[n])
             .collect();
         let places = Arc::clone(&life.engine.view().tables().cold);
@@ -253,7 +267,8 @@ impl PairWorld {
                     disk.get().cold_bytes_max = room;
                 }
             }
-            2 => {
+            // Where one disk rots the other must keep what it has.
+            2 if self.rotten.is_none() => {
                 let number = life.tier.numbers[tier.rng.usize(0..3)];
                 let drain = tier.rng.u32(0..3) == 0;
                 if let Some(number) = number {
@@ -265,7 +280,8 @@ impl PairWorld {
                 let missing: Vec<u8> = {
                     let volumes = life.engine.view().volumes();
                     let gone = volumes.iter().filter(|(_, volume)| volume.health == Health::Offline);
-                    gone.map(|(number, _)| number).collect()
+                    let (whole, _) = life.control.names();
+                    gone.filter(|(_, volume)| !whole.contains(&volume.name)).map(|(number, _)| number).collect()
                 };
                 for number in missing {
                     let _ = life.engine.volume_forget(number, false);
@@ -289,6 +305,8 @@ impl PairWorld {
         if tier.third.is_some() && !tier.only[THIRD] && (dead || tier.rng.u32(0..12) == 0) {
             tier.third = Some(Shared::new(seed, self.faults[0]));
             tier.fresh_uuid(THIRD);
+            // What the others have may be all there is now.
+            tier.only = [true; 3];
             self.tally.replaced += 1;
         }
     }
