@@ -105,6 +105,11 @@ impl Volumes {
         holders.iter().copied().filter(|number| self.is_online(*number)).collect()
     }
 
+    /// Whether files on it can be removed.
+    pub(crate) fn takes_changes(&self, number: u8) -> bool {
+        self.is_online(number) && self.get(number).is_none_or(|volume| !volume.no_writes)
+    }
+
     /// Whether new segments may go there.
     pub(crate) fn takes_writes(&self, number: u8) -> bool {
         match self.by_number.get(&number) {

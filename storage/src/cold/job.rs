@@ -245,7 +245,7 @@ impl Workshop<'_, '_> {
                 Ok(()) => {}
                 Err(error @ DiskError::Closed { .. }) => return Err(error.into()),
                 // It is tried again, unless the volume is out now.
-                Err(error) if self.view.volumes().is_online(*volume) => return Err(error.into()),
+                Err(error) if self.view.volumes().takes_changes(*volume) => return Err(error.into()),
                 Err(_) => continue,
             }
             cleaned.push(*volume);

@@ -93,10 +93,10 @@ pub fn named_volumes(meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<(u8, Volum
         .collect()
 }
 
-/// Volumes that are there and have not been cleaned.
+/// Volumes that have not been cleaned and can be.
 pub(super) fn volumes_to_clean(cold: &Cold, view: &View) -> Option<Vec<u8>> {
     let volumes = view.volumes();
-    let due: Vec<u8> = cold.to_clean.iter().copied().filter(|number| volumes.is_online(*number)).collect();
+    let due: Vec<u8> = cold.to_clean.iter().copied().filter(|number| volumes.takes_changes(*number)).collect();
     (!due.is_empty()).then_some(due)
 }
 

@@ -258,3 +258,16 @@ fn each_copy_keeps_a_good_superblock_of_its_own() {
 fn the_sorter_takes_no_frame_that_went_astray() {
     run(4104, Mode::Damage).unwrap();
 }
+
+/// The seed that found it: a volume that had died kept the sorter trying to clean it, and nothing else was done.
+#[test]
+fn a_dead_volume_does_not_stop_the_sorter() {
+    run(355, Mode::Mirror).unwrap();
+}
+
+/// The seed that found it: after a failed read the disk was spared, which changed the order of the copies, and the same one was asked
+/// again.
+#[test]
+fn each_copy_is_asked_once() {
+    run(4, Mode::MirrorRot).unwrap();
+}
