@@ -10,8 +10,8 @@
 //! - metadata, lanes and open partitions agree; starts never go back.
 //!
 //! Wide histories (two seeds of three) also have keyed partitions in a class that is compacted, look at everything during a life,
-//! search by timestamp, raise starts, and in runs with damage let cold files rot. They draw from a generator of their own, so the
-//! narrow ones stay what they were.
+//! search by timestamp, raise starts, and in runs with damage let cold files rot; those with two disks have a cold tier (`tier.rs`).
+//! They draw from a generator of their own, so the narrow ones stay what they were.
 //!
 //! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
 //! the very end, where one copy cannot prove what it has lost. The two controls break the disk's contract and must be caught.
@@ -212,7 +212,7 @@ fn is_wide(seed: u64) -> bool {
 fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
-            let mut world = pair::PairWorld::new(seed, mode);
+            let mut world = pair::PairWorld::new(seed, mode, wide);
             (world.history(), world.tally)
         }
         _ => {
@@ -243,6 +243,8 @@ struct World {
     policies: Vec<(ClassId, ClassPolicy)>,
     /// What a wide history draws from.
     wide: Option<fastrand::Rng>,
+    /// From this power cut on the log has a table of volumes.
+    volumes_from: u64,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -318,6 +320,7 @@ impl World {
             dark: false,
             policies,
             wide: None,
+            volumes_from: u64::MAX,
             #[cfg(test)]
             after_crash: None,
         };
@@ -426,6 +429,9 @@ impl World {
                     let mut engine = Engine::new(limits, opening);
                     for (class, policy) in &self.policies {
                         engine.set_policy(*class, policy.clone());
+                    }
+                    if self.tally.crashes >= self.volumes_from {
+                        engine.volume_found([7; 16], "simulated").map_err(|error| error.to_string())?;
                     }
                     let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), self.disk.reader(), report.volume_id));
                     return Ok(Some(Life { engine, reads, report }));

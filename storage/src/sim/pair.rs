@@ -102,7 +102,7 @@ pub(super) struct Life {
 }
 
 impl PairWorld {
-    pub(super) fn new(seed: u64, mode: Mode) -> PairWorld {
+    pub(super) fn new(seed: u64, mode: Mode, tiered: bool) -> PairWorld {
         let mut rng = fastrand::Rng::with_seed(seed);
         let segments = rng.u64(3..7);
         let config = LogConfig {
@@ -149,7 +149,7 @@ impl PairWorld {
             rotten,
             tier: None,
         };
-        if super::is_wide(seed) && matches!(mode, Mode::Mirror | Mode::MirrorRot) {
+        if tiered && matches!(mode, Mode::Mirror | Mode::MirrorRot) {
             world.add_tier(seed);
         }
         world

@@ -34,8 +34,8 @@ pub(super) struct Tier {
     job: Option<Job>,
     /// The power went while a job was at work.
     pub(super) dark: bool,
-    /// Volumes on which a job of this life has left the only copy of something.
-    fresh_only: Vec<u8>,
+    /// Where a job of this life has put something, whether or not a manifest names it yet.
+    fresh: Vec<Vec<u8>>,
     /// Disks that hold the only copy of something.
     pub(super) only: [bool; 3],
     policies: Vec<(ClassId, ClassPolicy)>,
@@ -68,7 +68,7 @@ impl Tier {
             };
             policies.push((ClassId(class), policy));
         }
-        Tier { rng, third: None, uuids, rotten: None, job: None, dark: false, fresh_only: Vec::new(), only: [false; 3], policies }
+        Tier { rng, third: None, uuids, rotten: None, job: None, dark: false, fresh: Vec::new(), only: [false; 3], policies }
     }
 
     pub(super) fn config(&mut self) -> ColdConfig {
@@ -160,14 +160,14 @@ impl PairWorld {
                     holders.contains(&number) && !holders.iter().any(|other| *other != number && alive.contains(other))
                 })
             };
-            tier.only[n] = places.iter().any(|place| only(place.entry.holders()))
-                || number.is_some_and(|number| tier.fresh_only.contains(&number));
+            tier.only[n] =
+                places.iter().any(|place| only(place.entry.holders())) || tier.fresh.iter().any(|holders| only(holders));
         }
     }
 
     pub(super) fn life_begins(&mut self) {
         if let Some(tier) = &mut self.tier {
-            tier.fresh_only.clear();
+            tier.fresh.clear();
         }
     }
 
@@ -200,7 +200,7 @@ impl PairWorld {
         let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
         let (log_id, now_ms) = (life.report.volume_id, self.now.wall_ms);
         let result = Workshop { store: &mut store, view: &view, log_id, sort_memory_bytes, now_ms }.run(&job);
-        self.note_job(life, &job, &result)?;
+        self.note_job(&job, &result)?;
         if matches!(result, Err(JobError::Disk(DiskError::Closed { .. }))) {
             self.tier.as_mut().expect("it is there").dark = true;
             self.tally.jobs_cut += 1;
@@ -217,7 +217,7 @@ impl PairWorld {
     }
 
     /// What the harness must know of it.
-    fn note_job(&mut self, life: &Life, job: &Job, result: &Result<Done, JobError>) -> Result<(), String> {
+    fn note_job(&mut self, job: &Job, result: &Result<Done, JobError>) -> Result<(), String> {
         let tier = self.tier.as_mut().expect("it is there");
         let mut made = BTreeMap::new();
         match result {
@@ -237,15 +237,15 @@ impl PairWorld {
                     return Err(format!("segment {} has rotted on sound disks: {lost}", place.number));
                 }
                 // A change of its copies may be durable before anybody says so.
-                tier.fresh_only.extend(life.tier.numbers.iter().flatten().filter(|number| {
-                    matches!(job, Job::Mend { place, to, .. } if to.is_empty() && place.entry.holders().contains(number))
-                }));
+                if let Job::Mend { place, to, .. } = job {
+                    tier.fresh.extend(place.entry.holders().iter().chain(to).map(|number| vec![*number]));
+                }
             }
             _ => {}
         }
         for entry in made.values() {
-            if let [only] = entry.holders() {
-                tier.fresh_only.push(*only);
+            tier.fresh.push(entry.holders().to_vec());
+            if entry.copies == 1 {
                 self.tally.single += 1;
             } else {
                 self.tally.doubled += 1;
