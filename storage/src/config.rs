@@ -10,8 +10,11 @@ use crate::disk::BackendChoice;
 pub struct LogConfig {
     /// Data directory; made if it is missing.
     pub dir: PathBuf,
-    /// Second data directory, on another disk: everything is written to both. Made if it is missing.
+    /// Second data directory, on another disk: the log is written to both. Made if it is missing.
     pub mirror_dir: Option<PathBuf>,
+    /// Further directories, each on a disk of its own, that hold cold segments only. Where there are several directories, of all
+    /// kinds, a cold segment has two copies (see [`ClassPolicy::copies`]). Made if they are missing.
+    pub cold_dirs: Vec<PathBuf>,
     /// A copy that answers this much later than the other is thrown out.
     pub mirror_patience: Duration,
     /// Filling a copy reads and writes at most this many bytes a second.
@@ -73,8 +76,15 @@ pub struct ColdConfig {
     pub merged_bytes: u64,
     /// Memory for the keys of one partition while it is compacted.
     pub key_map_bytes_max: usize,
-    /// Reads and writes of sorting and merging together, bytes a second; `None`: as fast as they go.
+    /// Reads and writes of sorting, merging and copying together, bytes a second on each volume; `None`: as fast as they go.
     pub bandwidth_bytes_max: Option<u64>,
+    /// When nothing else is to do all copies of all cold segments are read through, one segment after another, at most this many
+    /// bytes a second on the whole; `None`: never.
+    pub scrub_bytes_per_s: Option<u64>,
+    /// From the end of one such round to the beginning of the next.
+    pub scrub_every: Duration,
+    /// A volume that is not there may come back for so long; then what it holds is copied from elsewhere to others.
+    pub missing_patience: Duration,
 }
 
 /// How the partitions of a class are kept.
@@ -92,6 +102,8 @@ pub struct ClassPolicy {
     pub delete_retention_ms: u64,
     /// While the disk is full its oldest segments go.
     pub drop_oldest: bool,
+    /// Copies of each cold segment, 1 or 2, as long as there are so many volumes; `None`: 2.
+    pub copies: Option<u8>,
 }
 
 impl Default for ClassPolicy {
@@ -103,6 +115,7 @@ impl Default for ClassPolicy {
             delete: true,
             delete_retention_ms: 24 * 3600 * 1000,
             drop_oldest: false,
+            copies: None,
         }
     }
 }
@@ -120,6 +133,9 @@ impl Default for ColdConfig {
             merged_bytes: 256 << 20,
             key_map_bytes_max: 16 << 20,
             bandwidth_bytes_max: None,
+            scrub_bytes_per_s: Some(4 << 20),
+            scrub_every: Duration::from_secs(7 * 24 * 3600),
+            missing_patience: Duration::from_secs(600),
         }
     }
 }
@@ -130,6 +146,7 @@ impl LogConfig {
         LogConfig {
             dir: dir.into(),
             mirror_dir: None,
+            cold_dirs: Vec::new(),
             mirror_patience: Duration::from_millis(500),
             mirror_fill_bytes_per_s: 128 << 20,
             accept_degraded: false,

@@ -30,7 +30,11 @@ pub mod table;
 mod task;
 pub mod types;
 pub mod view;
+mod volume_dir;
+pub mod volumes;
 
+pub use self::core::VolumeError;
+pub use cold::manifest::VolumeUse;
 pub use config::{ClassPolicy, ColdConfig, LogConfig};
 pub use disk::BackendChoice;
 pub use disk::DiskProbe;
@@ -44,3 +48,5 @@ pub use types::{
     Append, AppendEntry, AppendError, BaseOffsets, ClassId, CompletionSink, Durability, Lsn, MetaOp, Outcome, PartitionBounds,
     PartitionId, PartitionOp, ProducerKey, ProducerMark, ProducerState, ReadChunk, ReadError, ReadRequest,
 };
+pub use volume_dir::VolumeStatus;
+pub use volumes::Health;

@@ -3,17 +3,22 @@
 //! [`LogHandle::submit`] pushes into a queue and wakes the thread only if that gains something. The thread takes the whole queue at once, lets
 //! the core work, hands its operations to the disk, and answers each sink once per commit.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cold::job::{Done, JobError};
+use crate::cold::manifest::VolumeUse;
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
-use crate::core::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, PinTaken, Pinned};
-use crate::disk::mirror::{MirrorReader, MirrorStatus};
-use crate::disk::{ColdOpener, Disk, DiskCompletion, DiskProbe, Reader, Waker};
+use crate::core::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, PinTaken, Pinned, VolumeError};
+use crate::disk::mirror::{CopyState, MirrorReader, MirrorStatus};
+use crate::disk::volumes::{VolumeDisks, VolumeReader};
+use crate::disk::{Disk, DiskCompletion, DiskProbe, Reader, Waker};
+use crate::format::Uuid;
+use crate::format::superblock::Peer;
 use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::pair::restore_files;
@@ -24,6 +29,8 @@ use crate::stats::LogStats;
 use crate::table::NumberMap;
 use crate::types::*;
 use crate::view::View;
+use crate::volume_dir::{self, Ordered, VolumeDir, VolumeOrder, VolumeSet, VolumeStatus};
+use crate::volumes::Health;
 
 /// Told which partitions' high watermark rose.
 pub type CommitListener = Box<dyn Fn(&[PartitionId]) + Send + Sync>;
@@ -52,6 +59,9 @@ struct Shared {
     listeners: RwLock<Vec<CommitListener>>,
     probe: DiskProbe,
     mirror: Mirror,
+    volumes: VolumeSet,
+    /// There is a cold tier, so there are volumes.
+    tiered: bool,
 }
 
 /// The thread works, and looks into the queue before it sleeps.
@@ -71,6 +81,10 @@ struct Queue {
     bytes: usize,
     /// Classes that are kept by other rules from now on.
     policies: Vec<(ClassId, ClassPolicy)>,
+    /// What is to be done to volumes.
+    volume_orders: Vec<Ordered>,
+    /// Who waits for the sorter to let go of disks.
+    let_go: Vec<Sender<()>>,
     /// What came of the sorter's job.
     job_done: Option<Result<Done, JobError>>,
     /// What a backup wants; whoever asks waits for the answer, so they are few.
@@ -134,9 +148,14 @@ impl Log {
         target.fill(&mut disk)?;
         log_report(&report);
         let control = disk.control();
-        let reader = Arc::new(MirrorReader(Arc::clone(&control)));
-        let engine = Engine::new(limits, opening).with_stopwatch(stopwatch);
+        let mut engine = Engine::new(limits, opening).with_stopwatch(stopwatch);
         let view = Arc::clone(engine.view());
+        let disks = Arc::<VolumeDisks>::default();
+        if config.cold.is_some() {
+            report.volume_problems = find_volumes(&mut engine, opened.dirs, &config, &disks, &report.volume_id)?;
+        }
+        let wal = Arc::new(MirrorReader(Arc::clone(&control)));
+        let reader = Arc::new(VolumeReader { wal, disks: Arc::clone(&disks), view: Arc::clone(&view) });
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             sleep: AtomicU8::new(AWAKE),
@@ -145,14 +164,13 @@ impl Log {
             view,
             listeners: RwLock::default(),
             probe,
-            mirror: Mirror { control, dir: config.dir.clone(), backend: config.backend, tiered: config.cold.is_some() },
+            mirror: Mirror { control, dir: config.dir.clone(), backend: config.backend, headroom: mirror::headroom(&config) },
+            volumes: VolumeSet { disks, log_id: report.volume_id, backend: config.backend },
+            tiered: config.cold.is_some(),
         });
-        let sorter = match (config.cold, opened.cold) {
-            (Some(cold_config), Some(cold)) => Some(start_sorter(&shared, cold, cold_config, report.volume_id)?),
-            _ => None,
-        };
+        let sorter = config.cold.map(|cold| start_sorter(&shared, cold, report.volume_id)).transpose()?;
         let disk: Box<dyn Disk> = Box::new(disk);
-        let driver = Driver { sorter, engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default() };
+        let driver = Driver { sorter, engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), copies: 0 };
         let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
@@ -185,19 +203,61 @@ impl Drop for Log {
     }
 }
 
-fn start_sorter(
-    shared: &Arc<Shared>,
-    open: ColdOpener,
-    config: ColdConfig,
-    log_id: crate::format::Uuid,
-) -> Result<Sorter, OpenError> {
+/// Tells the engine which volumes are there. Returns what is wrong with others.
+fn find_volumes(
+    engine: &mut Engine<Ticket>,
+    dirs: Vec<VolumeDir>,
+    config: &LogConfig,
+    disks: &VolumeDisks,
+    log_id: &Uuid,
+) -> Result<Vec<String>, OpenError> {
+    let view = Arc::clone(engine.view());
+    let mut problems = Vec::new();
+    let mut add = |dir: VolumeDir| -> Result<(), OpenError> {
+        let uuid = volume_dir::identify(&dir, log_id, &view, false)?;
+        let number = engine.volume_found(uuid, &dir.path.display().to_string())?;
+        disks.add(number, dir.disk);
+        Ok(())
+    };
+    // The sorter reads the WAL where it is a volume: one such directory there must be.
+    let mut refused = Vec::new();
+    let with_wal = dirs.len();
+    for dir in dirs {
+        refused.extend(add(dir).err());
+    }
+    if refused.len() == with_wal {
+        return Err(refused.swap_remove(0));
+    }
+    problems.extend(refused.iter().map(ToString::to_string));
+    // Those that are known first: only then is it clear which are missing.
+    let mut cold_dirs: Vec<_> = config.cold_dirs.iter().collect();
+    cold_dirs.sort_by_key(|dir| !volume_dir::has_identity(dir));
+    for dir in cold_dirs {
+        match volume_dir::open_cold_dir(dir, config.backend).and_then(&mut add) {
+            Ok(()) => {}
+            Err(error @ OpenError::InUse { .. }) => return Err(error),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    for (number, volume) in view.volumes().iter().filter(|(_, volume)| volume.usage != VolumeUse::Gone) {
+        if volume.health == Health::Offline {
+            let id = crate::format::uuid_text(&volume.uuid);
+            problems.push(format!("volume {number} ({id}) is missing: what only it holds cannot be read until its disk is back"));
+        }
+    }
+    problems.iter().for_each(|problem| tracing::error!("{problem}"));
+    Ok(problems)
+}
+
+fn start_sorter(shared: &Arc<Shared>, config: ColdConfig, log_id: Uuid) -> Result<Sorter, OpenError> {
     let waiting = Arc::clone(shared);
     let done = Box::new(move |result| {
         waiting.queue().job_done = Some(result);
         waiting.wake(true);
     });
     let (view, reads) = (Arc::clone(&shared.view), Arc::downgrade(&shared.reads));
-    Sorter::start(Tools { open, view, reads, log_id, config, done })
+    let (disks, wal) = (Arc::clone(&shared.volumes.disks), Arc::clone(&shared.mirror.control));
+    Sorter::start(Tools { disks, wal, view, reads, log_id, config, done })
 }
 
 fn log_report(report: &RecoveryReport) {
@@ -338,8 +398,16 @@ impl LogHandle {
 
     /// Makes the volume in `dir` the second copy: empty, or a former copy of this log. Returns when filling has begun;
     /// [`LogHandle::mirror_status`] tells how far it is. Blocks; not for executor threads.
-    pub fn mirror_attach(&self, dir: &std::path::Path) -> Result<(), OpenError> {
-        self.shared.mirror.attach(dir)
+    pub fn mirror_attach(&self, dir: &Path) -> Result<(), OpenError> {
+        let held = self.shared.volumes.of_dir(dir, &self.shared.view).map(|(_, disk)| disk);
+        if self.shared.tiered {
+            self.shared.volumes.may_join(dir, &self.shared.view, true)?;
+        }
+        let volume = self.shared.mirror.attach(dir, held)?;
+        if self.shared.tiered {
+            self.shared.volumes.join(volume, &self.shared.view, &|order| self.order(order))?;
+        }
+        Ok(())
     }
 
     /// Lets go of a copy, if the other one can do without it; to take its disk out. Blocks for a moment.
@@ -349,15 +417,15 @@ impl LogHandle {
 
     /// Holds everything that is durable now, for a backup. `None`: the log has stopped. Blocks for a moment.
     pub(crate) fn pin(&self) -> Option<Result<Pinned, PinTaken>> {
-        self.order(PinOrder::Take)
+        self.order_pin(PinOrder::Take)
     }
 
     /// Lets go of a part of it; whether the rest is wanted back soon. `None`: the log has stopped.
     pub(crate) fn pin_done(&self, token: u64, done: PinDone) -> Option<Result<bool, PinLost>> {
-        self.order(|answer| PinOrder::Done(token, done, answer))
+        self.order_pin(|answer| PinOrder::Done(token, done, answer))
     }
 
-    fn order<T>(&self, order: impl FnOnce(SyncSender<T>) -> PinOrder) -> Option<T> {
+    fn order_pin<T>(&self, order: impl FnOnce(SyncSender<T>) -> PinOrder) -> Option<T> {
         let (sender, answer) = sync_channel(1);
         let mut queue = self.shared.queue();
         if queue.closed {
@@ -378,6 +446,71 @@ impl LogHandle {
     /// The directory it lies in.
     pub(crate) fn dir(&self) -> &std::path::Path {
         &self.shared.mirror.dir
+    }
+
+    /// How the volumes of the cold tier are, in order of their numbers; none for a log without one. What is owed and how far that is
+    /// made good stands in [`LogHandle::stats`].
+    pub fn volumes(&self) -> Vec<VolumeStatus> {
+        VolumeSet::status(&self.shared.mirror.control, &self.shared.view)
+    }
+
+    /// Makes a directory a volume: an empty one a new volume, a former one of this log the one it was. If a copy of the WAL is
+    /// missing it becomes that, too. Returns its number. Blocks; not for executor threads.
+    pub fn volume_attach(&self, dir: &Path) -> Result<u8, OpenError> {
+        let shared = &self.shared;
+        if !shared.tiered {
+            return Err(VolumeError::NoColdTier.into());
+        }
+        let held = shared.volumes.of_dir(dir, &shared.view).map(|(_, disk)| disk);
+        let wanted = shared.mirror.control.survivor().is_some_and(|survivor| survivor.peer != Peer::None);
+        shared.volumes.may_join(dir, &shared.view, wanted)?;
+        let volume = if wanted {
+            shared.mirror.attach(dir, held)?
+        } else if let Some(disk) = held {
+            VolumeDir { path: dir.to_owned(), disk, has_wal: false }
+        } else {
+            volume_dir::open_cold_dir(dir, shared.volumes.backend)?
+        };
+        shared.volumes.join(volume, &shared.view, &|order| self.order(order))
+    }
+
+    /// From now on the volume takes no new segments, and those it has move to others; `drain = false` takes that back. When
+    /// [`VolumeStatus::segments`] is 0 it can be detached and forgotten without loss.
+    pub fn volume_drain(&self, number: u8, drain: bool) -> Result<(), OpenError> {
+        self.answered(VolumeOrder::Drain { number, drain })
+    }
+
+    /// Lets go of a volume's disk, its copy of the WAL included if the other one is whole, so that it can be taken out. It may be
+    /// attached again; until then what only it holds cannot be read. Blocks.
+    pub fn volume_detach(&self, number: u8) -> Result<(), OpenError> {
+        let shared = &self.shared;
+        let let_go = || {
+            let (done, answer) = std::sync::mpsc::channel();
+            shared.queue().let_go.push(done);
+            shared.wake(true);
+            answer
+        };
+        shared.volumes.detach(number, &shared.mirror.control, &|order| self.order(order), &let_go, &shared.view)
+    }
+
+    /// Forgets a volume for good: its disk was replaced, or is lost. Its segments get their second copies elsewhere. Refused while
+    /// it holds the only copy of a segment, unless by `force`: those are lost then.
+    pub fn volume_forget(&self, number: u8, force: bool) -> Result<(), OpenError> {
+        if self.volumes().iter().any(|volume| volume.number == number && volume.wal.is_some_and(|wal| wal != CopyState::Offline))
+        {
+            return Err(OpenError::MirrorBusy("this volume has a copy of the WAL in use: detach it first".to_owned()));
+        }
+        self.answered(VolumeOrder::Forget { number, force })
+    }
+
+    fn order(&self, order: VolumeOrder) -> Receiver<Result<u8, VolumeError>> {
+        let answer = volume_dir::order(order, |ordered| self.shared.queue().volume_orders.push(ordered));
+        self.shared.wake(true);
+        answer
+    }
+
+    fn answered(&self, order: VolumeOrder) -> Result<(), OpenError> {
+        volume_dir::answered(&self.order(order)).map(drop)
     }
 
     /// What the disk and the kernel offer.
@@ -445,6 +578,8 @@ struct Driver {
     shared: Arc<Shared>,
     clock: Clock,
     sinks: Grouped,
+    /// Of the WAL that were durable when that was last looked at.
+    copies: usize,
 }
 
 impl Driver {
@@ -460,6 +595,9 @@ impl Driver {
         for Waiting { ticket, .. } in left {
             ticket.sink.complete(&mut vec![(ticket.tag, Outcome::Refused(AppendError::ShuttingDown))]);
         }
+        // Another may open the directories when this thread has ended.
+        self.sorter = None;
+        self.shared.volumes.disks.unlock();
         match result {
             Ok(()) => self.engine.failed().map_or(Ok(()), |reason| Err(LogError::Failed(reason.to_owned()))),
             Err(_) => Err(LogError::Panicked),
@@ -472,6 +610,7 @@ impl Driver {
         let mut out = Output::default();
         while !self.engine.is_closed() || !self.shared.queue().stopping {
             let (stopping, job_done, policies, pins) = self.take_queue(&mut appends);
+            self.take_volume_orders();
             for (class, policy) in policies {
                 self.engine.set_policy(class, policy);
             }
@@ -518,6 +657,29 @@ impl Driver {
         }
     }
 
+    fn take_volume_orders(&mut self) {
+        let (orders, let_go) = {
+            let mut queue = self.shared.queue();
+            (std::mem::take(&mut queue.volume_orders), std::mem::take(&mut queue.let_go))
+        };
+        for (order, answer) in orders {
+            let result = match order {
+                VolumeOrder::Found { uuid, name } => self.engine.volume_found(uuid, &name),
+                VolumeOrder::Lost { number } => {
+                    self.engine.volume_lost(number, "it was detached");
+                    Ok(number)
+                }
+                VolumeOrder::Drain { number, drain } => self.engine.volume_drain(number, drain).map(|()| number),
+                VolumeOrder::Forget { number, force } => self.engine.volume_forget(number, force).map(|()| number),
+            };
+            // Whoever asked may have given up waiting.
+            let _ = answer.send(result);
+        }
+        for (done, sorter) in let_go.into_iter().zip(&self.sorter) {
+            sorter.let_go(done);
+        }
+    }
+
     fn deliver(&mut self, out: &mut Output<Ticket>) {
         if !out.risen.is_empty() {
             for listener in self.shared.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -540,10 +702,17 @@ impl Driver {
         let queue = self.shared.queue();
         let nothing = if sleep == WRITING { !queue.is_worth_waking() } else { queue.appends.is_empty() };
         let no_orders = queue.job_done.is_none() && queue.policies.is_empty() && queue.pins.is_empty();
+        let no_orders = no_orders && queue.volume_orders.is_empty() && queue.let_go.is_empty();
         let wait = if nothing && no_orders && !queue.stopping { wake_in } else { Some(Duration::ZERO) };
         drop(queue);
         self.disk.poll(wait, completions);
-        self.engine.set_durable_copies(self.disk.durable_copies());
+        let copies = self.disk.durable_copies();
+        self.engine.set_durable_copies(copies);
+        if copies != self.copies {
+            self.copies = copies;
+            let (_, out) = self.shared.mirror.control.names();
+            self.shared.view.volumes().wal_out(&out);
+        }
         self.shared.sleep.store(AWAKE, Ordering::SeqCst);
     }
 }

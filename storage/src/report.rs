@@ -71,6 +71,8 @@ pub struct RecoveryReport {
     pub mended: u64,
     /// Segment files that were missing on one copy and came back from the other.
     pub files_restored: u64,
+    /// Directories that are not used as volumes, and volumes that are missing: what is wrong, and what to do.
+    pub volume_problems: Vec<String>,
     /// Partitions found.
     pub partitions: u64,
     /// Producer lanes found.
@@ -237,6 +239,17 @@ pub enum OpenError {
     /// A copy cannot be attached or let go of now.
     #[error("{0}")]
     MirrorBusy(String),
+    /// A directory is not the volume it should be.
+    #[error("{path} is not used as a volume of this log: {what}", path = .path.display())]
+    VolumeRefused {
+        /// The directory.
+        path: PathBuf,
+        /// Why, and what to do.
+        what: String,
+    },
+    /// A volume cannot be had, or let go of.
+    #[error(transparent)]
+    Volume(#[from] crate::core::VolumeError),
     /// Limits contradict each other.
     #[error("bad limits: {0}")]
     BadConfig(String),

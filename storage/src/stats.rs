@@ -128,6 +128,22 @@ pub struct LogStats {
     pub segments_expired: u64,
     /// Cold segments removed because the disk was full and their class gives way.
     pub segments_dropped_for_space: u64,
+    /// Copies of cold segments that are owed: fewer than their class wants, and a volume that could take one.
+    pub cold_copies_owed: u64,
+    /// Bytes of these.
+    pub cold_bytes_owed: u64,
+    /// Copies of cold segments made because they were owed, or had rotted.
+    pub cold_copies_made: u64,
+    /// Bytes of these.
+    pub cold_copied_bytes: u64,
+    /// Copies that were found damaged or missing.
+    pub cold_copies_damaged: u64,
+    /// Segments of which something is damaged on every copy.
+    pub cold_segments_lost: u64,
+    /// Bytes read by the scrub, and by the jobs that make copies.
+    pub scrubbed_bytes: u64,
+    /// Reads of cold segments that the second copy answered.
+    pub cold_reads_rescued: u64,
     /// Stretches of durable frames that turned out to be damaged while running.
     pub damaged_frames: u64,
     /// Making a spare segment failed for want of space and has not succeeded since.
@@ -147,12 +163,14 @@ pub struct LogStats {
 pub(crate) struct ReadCounters {
     pub(crate) from_memory: AtomicU64,
     pub(crate) from_disk: AtomicU64,
+    pub(crate) rescued: AtomicU64,
 }
 
 impl ReadCounters {
     pub(crate) fn add_to(&self, stats: &mut LogStats) {
         stats.reads_from_memory = self.from_memory.load(Ordering::Relaxed);
         stats.reads_from_disk = self.from_disk.load(Ordering::Relaxed);
+        stats.cold_reads_rescued = self.rescued.load(Ordering::Relaxed);
     }
 }
 

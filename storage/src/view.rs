@@ -14,6 +14,7 @@ use crate::report::Gap;
 use crate::stats::{LogStats, ReadCounters};
 use crate::table::{NumberMap, PartitionMap};
 use crate::types::{ClassId, PartitionBounds, PartitionId, ProducerKey, ProducerState};
+use crate::volumes::Volumes;
 
 /// Gaps remembered at most; the oldest are forgotten.
 pub const GAPS_MAX: usize = 4096;
@@ -165,8 +166,18 @@ impl Tables {
         if self.tiered { partition.start } else { partition.start_without_cold(self.first_sequence()) }
     }
 
+    /// A cold segment.
+    pub fn cold_place(&self, number: u32) -> Option<&Arc<ColdPlace>> {
+        self.cold.iter().find(|place| place.number == number)
+    }
+
     /// A cold segment counts from now on.
     pub fn add_cold(&mut self, place: ColdPlace) {
+        if let Some(old) = Arc::make_mut(&mut self.cold).iter_mut().find(|other| other.number == place.number) {
+            // Its copies lie elsewhere now; nothing else of it ever changes.
+            *old = Arc::new(place);
+            return;
+        }
         let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
         self.cold_bytes += place.entry.file_bytes;
         self.cold_batch_bytes += place.entry.batch_bytes;
@@ -378,6 +389,7 @@ pub struct View {
     meta: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
     tail: RwLock<FrameCache>,
     stats: Mutex<LogStats>,
+    volumes: Mutex<Volumes>,
     pub(crate) reads: ReadCounters,
 }
 
@@ -395,6 +407,7 @@ impl View {
             meta: RwLock::new(meta),
             tail: RwLock::new(FrameCache::new(tail_cache_bytes)),
             stats: Mutex::default(),
+            volumes: Mutex::default(),
             reads: ReadCounters::default(),
         }
     }
@@ -427,6 +440,10 @@ impl View {
     }
     pub(crate) fn tail_mut(&self) -> RwLockWriteGuard<'_, FrameCache> {
         self.tail.write().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// The volumes of the cold tier. Nothing else is locked while this is.
+    pub fn volumes(&self) -> MutexGuard<'_, Volumes> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
     pub(crate) fn stats_mut(&self) -> MutexGuard<'_, LogStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use support::*;
 use weir_storage::check::{CheckOptions, Severity, check};
-use weir_storage::{ColdConfig, CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
+use weir_storage::{CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
 
 fn pair(root: &Path) -> LogConfig {
     LogConfig { mirror_dir: Some(root.join("b")), ..small(&root.join("a")) }
@@ -133,19 +133,6 @@ fn a_frame_that_rotted_on_one_copy_is_read_from_the_other() {
     let (log, report) = Log::open(config).unwrap();
     assert!(report.damage.is_empty() && report.gaps.is_empty() && report.mended > 0, "{report:?}");
     assert_eq!(read_all(&log.handle(), P, 0), before);
-}
-
-#[test]
-fn a_cold_tier_and_a_second_copy_are_refused_together() {
-    let root = tempfile::tempdir().unwrap();
-    let refused = error(Log::open(LogConfig { cold: Some(ColdConfig::default()), ..pair(root.path()) }));
-    assert!(matches!(&refused, OpenError::BadConfig(why) if why.contains("the cold tier keeps one copy yet")), "{refused}");
-    assert!(!root.path().join("a").exists() && !root.path().join("b").exists(), "nothing was made");
-    let cold = ColdConfig { sort_bytes: 256 << 10, ..ColdConfig::default() };
-    let (log, _) = Log::open(LogConfig { cold: Some(cold), ..small(&root.path().join("a")) }).unwrap();
-    let refused = log.handle().mirror_attach(&root.path().join("b")).unwrap_err();
-    assert!(matches!(refused, OpenError::BadConfig(_)), "{refused}");
-    assert!(!root.path().join("b").exists(), "nothing was made");
 }
 
 #[test]

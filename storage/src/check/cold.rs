@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -14,9 +14,11 @@ use weir_batch::RecordBatch;
 
 use super::report::CheckReport;
 use super::{JOBS_MAX, Meter};
+use crate::cold::manifest::VolumeUse;
 use crate::cold::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, decode_block, decode_page};
-use crate::core::Opening;
+use crate::core::{Opening, named_volumes};
 use crate::disk::FileId;
+use crate::format::volume::{Identity, NoIdentity};
 use crate::format::{BLOCK, Uuid};
 use crate::report::Gap;
 use crate::types::PartitionId;
@@ -45,14 +47,56 @@ impl Segment {
     }
 }
 
-/// Bytes that the manifest names.
-pub(super) fn bytes(opening: &Opening) -> u64 {
-    opening.view.tables().cold.iter().map(|place| place.entry.file_bytes).sum()
+/// The directories that are looked at, by the number of their volume.
+pub(super) type Dirs = BTreeMap<u8, PathBuf>;
+
+/// Which of these is which volume. The first is the one whose WAL was read.
+pub(super) fn volumes(dirs: &[PathBuf], log_id: &Uuid, opening: &Opening, report: &mut CheckReport) -> Dirs {
+    let table = named_volumes(&opening.view.meta()).unwrap_or_default();
+    let mut found = Dirs::new();
+    if table.is_empty() {
+        // As long as nothing else is written down everything is here.
+        found.extend(dirs.first().map(|dir| (0, dir.clone())));
+        return found;
+    }
+    for (n, dir) in dirs.iter().enumerate() {
+        let file = label(dirs, n, "volume");
+        let identity = std::fs::read(dir.join("volume")).map(|bytes| Identity::decode(&bytes));
+        let number = match identity {
+            Err(error) => Err(format!("it cannot be read ({error}), so nobody can tell which volume this is")),
+            Ok(Err(NoIdentity::Damaged)) => Err("it is damaged, so nobody can tell which volume this is".to_owned()),
+            Ok(Err(NoIdentity::Newer(major))) => Err(format!("it has format {major}: use the newer weir that wrote it")),
+            Ok(Ok(identity)) if identity.log_id != *log_id => Err("it is a volume of another log".to_owned()),
+            Ok(Ok(identity)) => {
+                let known = table.iter().find(|(_, entry)| entry.uuid == identity.volume && entry.usage != VolumeUse::Gone);
+                known
+                    .map(|(number, _)| *number)
+                    .ok_or_else(|| "the log does not know this volume, or has let go of it".to_owned())
+            }
+        };
+        match number {
+            Ok(number) => drop(found.insert(number, dir.clone())),
+            Err(what) => report.damage(file, None, what),
+        }
+    }
+    found
 }
 
-/// Checks all that the manifest names, several segments at a time.
+/// A file of the first directory by its name there, of others by its path.
+fn label(dirs: &[PathBuf], n: usize, name: &str) -> String {
+    if n == 0 { name.to_owned() } else { dirs[n].join(name).display().to_string() }
+}
+
+/// Bytes that the manifest names on these volumes.
+pub(super) fn bytes(dirs: &Dirs, opening: &Opening) -> u64 {
+    let copies = |place: &ColdPlace| place.entry.holders().iter().filter(|volume| dirs.contains_key(volume)).count() as u64;
+    opening.view.tables().cold.iter().map(|place| place.entry.file_bytes * copies(place)).sum()
+}
+
+/// Checks all copies of all that the manifest names, as far as they are in these directories, several segments at a time.
 pub(super) fn check(
-    dir: &Path,
+    main: &Path,
+    dirs: &Dirs,
     log_id: &Uuid,
     opening: &Opening,
     jobs: NonZeroUsize,
@@ -61,18 +105,23 @@ pub(super) fn check(
 ) {
     let tables = opening.view.tables();
     let places = &tables.cold;
-    strangers(dir, places.iter().map(|place| place.number), report);
+    let name = |dir: &Path, name: String| if dir == main { name } else { dir.join(name).display().to_string() };
+    for (volume, dir) in dirs {
+        let named = places.iter().filter(|place| place.entry.holders().contains(volume));
+        strangers(dir, &|file| name(dir, file), named.map(|place| place.number), report);
+    }
     let next = AtomicUsize::new(0);
-    let read: Mutex<BTreeMap<usize, Segment>> = Mutex::default();
+    let read: Mutex<BTreeMap<usize, Vec<(&Path, Segment)>>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..jobs.get().min(JOBS_MAX).min(places.len()) {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(place) = places.get(at) else { return };
-                    let segment = segment(dir, log_id, place);
-                    meter.add(place.entry.file_bytes);
-                    read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, segment);
+                    let here = place.entry.holders().iter().filter_map(|volume| dirs.get(volume));
+                    let copies: Vec<_> = here.map(|dir| (dir.as_path(), segment(dir, log_id, place))).collect();
+                    meter.add(place.entry.file_bytes * copies.len() as u64);
+                    read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, copies);
                 }
             });
         }
@@ -80,27 +129,63 @@ pub(super) fn check(
     let read = read.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut spans: BTreeMap<PartitionId, Vec<(PartitionSpan, ColdPlace)>> = BTreeMap::new();
     report.cold_segments = places.len() as u64;
-    for (at, segment) in read {
+    let mut elsewhere = 0;
+    for (at, copies) in read {
         let place = **places.get(at).expect("read above");
         let file = FileId::Cold(place.number).to_string();
-        report.damage_total += segment.problems_total - segment.problems.len() as u64;
-        segment.problems.into_iter().for_each(|(at, what)| report.damage(&file, at, what));
-        report.lost.extend(segment.lost);
-        report.cold_batches += segment.batches;
-        report.cold_records += segment.records;
-        segment.spans.into_iter().for_each(|span| spans.entry(span.partition).or_default().push((span, place)));
+        let whole = copies.iter().any(|(_, copy)| copy.problems_total == 0);
+        for (dir, copy) in &copies {
+            report.damage_total += copy.problems_total - copy.problems.len() as u64;
+            let other = if whole { "; another copy is whole" } else { "" };
+            copy.problems.iter().for_each(|(at, what)| report.damage(name(dir, file.clone()), *at, format!("{what}{other}")));
+        }
+        let Some(best) = best_of(copies.into_iter().map(|(_, copy)| copy).collect()) else {
+            elsewhere += 1;
+            continue;
+        };
+        report.lost.extend(best.lost);
+        report.cold_batches += best.batches;
+        report.cold_records += best.records;
+        best.spans.into_iter().for_each(|span| spans.entry(span.partition).or_default().push((span, place)));
+    }
+    if elsewhere > 0 {
+        let what = format!(
+            "{elsewhere} cold segments lie on volumes that were not looked at, so nobody can tell what is missing between others"
+        );
+        return report.note("cold", what);
     }
     joints(&tables, spans, report);
 }
 
+/// What readers get of a segment: what any of its copies has. `None`: there is none here.
+fn best_of(mut copies: Vec<Segment>) -> Option<Segment> {
+    copies.sort_by_key(|copy| (copy.problems_total, std::cmp::Reverse(copy.spans.len())));
+    let mut copies = copies.into_iter();
+    let mut best = copies.next()?;
+    // Without its index a copy has nothing to give.
+    for other in copies.filter(|copy| !copy.spans.is_empty()) {
+        let mut both = Vec::new();
+        for a in &best.lost {
+            for b in other.lost.iter().filter(|b| b.partition == a.partition) {
+                let gap = Gap { partition: a.partition, from: a.from.max(b.from), to: a.to.min(b.to) };
+                both.extend(Some(gap).filter(|gap| gap.from < gap.to));
+            }
+        }
+        best.lost = both;
+    }
+    Some(best)
+}
+
 /// Files that the manifest does not name.
-fn strangers(dir: &Path, named: impl Iterator<Item = u32>, report: &mut CheckReport) {
+fn strangers(dir: &Path, label: &dyn Fn(String) -> String, named: impl Iterator<Item = u32>, report: &mut CheckReport) {
     let named: Vec<String> = named.map(|number| FileId::Cold(number).to_string()).collect();
     super::files::names(&dir.join("cold"), &mut |name| {
         let name = format!("cold/{name}");
         if !named.contains(&name) {
-            report
-                .note(name, "the manifest does not name it: what a job left behind that was cut off; the next start removes it");
+            report.note(
+                label(name),
+                "the manifest does not name it: what a job left behind that was cut off; the next start removes it",
+            );
         }
     });
 }

@@ -11,7 +11,7 @@ use crate::recovery::deep::Parts;
 use crate::report::OpenError;
 
 /// What a node keeps beside the log: the broker's plugins.
-const KNOWN: [&str; 5] = ["LOCK", "superblock", "wal", "cold", "plugins"];
+const KNOWN: [&str; 6] = ["LOCK", "superblock", "wal", "cold", "volume", "plugins"];
 /// Unknown files that are named one by one.
 const UNKNOWN_MAX: usize = 100;
 

@@ -18,7 +18,7 @@ mod frames;
 mod report;
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -57,12 +57,29 @@ pub struct Progress {
 
 /// Checks the volume in `dir`, which no node may have open. Changes nothing. `progress` is called from several threads.
 pub fn check(dir: &Path, options: CheckOptions, progress: &(dyn Fn(Progress) + Sync)) -> Result<CheckReport, CheckError> {
-    // What recovery would tell the node's log, the report tells.
-    tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || check_quietly(dir, options, progress))
+    check_volumes(dir, &[], options, progress)
 }
 
-fn check_quietly(dir: &Path, options: CheckOptions, progress: &(dyn Fn(Progress) + Sync)) -> Result<CheckReport, CheckError> {
+/// The same, with the cold segments on other volumes of the log. The WAL is read in `dir` only.
+pub fn check_volumes(
+    dir: &Path,
+    others: &[PathBuf],
+    options: CheckOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<CheckReport, CheckError> {
+    // What recovery would tell the node's log, the report tells.
+    let quiet = tracing::subscriber::NoSubscriber::default();
+    tracing::subscriber::with_default(quiet, || check_quietly(dir, others, options, progress))
+}
+
+fn check_quietly(
+    dir: &Path,
+    others: &[PathBuf],
+    options: CheckOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<CheckReport, CheckError> {
     let _lock = DirLock::share(dir)?;
+    let _locks = others.iter().map(|dir| DirLock::share(dir)).collect::<Result<Vec<_>, _>>()?;
     let mut disk = ReadOnlyDisk::new(dir);
     let mut report = CheckReport::default();
     let named = disk.size(FileId::Superblock).map_err(OpenError::from)?.is_some();
@@ -70,7 +87,8 @@ fn check_quietly(dir: &Path, options: CheckOptions, progress: &(dyn Fn(Progress)
         return Err(CheckError::NoVolume(dir.display().to_string()));
     }
     let superblock = files::superblock(&mut disk, &mut report)?;
-    let has_cold = std::fs::read_dir(dir.join("cold")).is_ok_and(|mut files| files.next().is_some());
+    let has_cold =
+        dir.join("volume").exists() || std::fs::read_dir(dir.join("cold")).is_ok_and(|mut files| files.next().is_some());
     let config = LogConfig { accept_fenced: true, cold: has_cold.then(ColdConfig::default), ..LogConfig::new(dir) };
     let opened = rehearse(&mut disk, &config, &mut report)?;
     let superblock = match superblock {
@@ -83,11 +101,17 @@ fn check_quietly(dir: &Path, options: CheckOptions, progress: &(dyn Fn(Progress)
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let jobs = options.jobs.unwrap_or(cores);
         let wal_bytes = parts.len() as u64 * superblock.segment_bytes;
-        let total = wal_bytes + opened.as_ref().map_or(0, |(opening, _)| cold::bytes(opening));
+        let mut dirs = vec![dir.to_owned()];
+        dirs.extend_from_slice(others);
+        let volumes = opened
+            .as_ref()
+            .map(|(opening, found)| cold::volumes(&dirs, &found.volume_id, opening, &mut report))
+            .unwrap_or_default();
+        let total = wal_bytes + opened.as_ref().map_or(0, |(opening, _)| cold::bytes(&volumes, opening));
         let meter = Meter { done: AtomicU64::new(0), total, progress };
         let read = read_parts(dir, &superblock, &parts, jobs, &meter)?;
         match &opened {
-            Some((opening, found)) => cold::check(dir, &found.volume_id, opening, jobs, &meter, &mut report),
+            Some((opening, found)) => cold::check(dir, &volumes, &found.volume_id, opening, jobs, &meter, &mut report),
             None if has_cold => report.note("cold", "which files count here cannot be told, so none was checked"),
             None => {}
         }

@@ -8,10 +8,13 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use super::manifest::ManifestEntry;
+use super::stores::{Stores, WritePlan};
 use super::wal::{WalFrame, WalScan, WalSegment};
 use super::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
-use crate::disk::{ColdStore, DiskError, FileId};
+use crate::disk::{ColdStore, DiskError, DiskVerb, FileId};
 use crate::format::frame::EntryKind;
 use crate::format::{BLOCK, Uuid};
 use crate::types::{ClassId, PartitionId};
@@ -22,8 +25,10 @@ use crate::view::{ColdPlace, Position, View};
 pub enum Job {
     /// Remove what no manifest names; say what is named and missing.
     Clean {
-        /// Numbers in the manifest.
-        named: Vec<u32>,
+        /// On these volumes.
+        volumes: Vec<u8>,
+        /// Numbers in the manifest, and the volumes of each.
+        named: BTreeMap<u32, Vec<u8>>,
     },
     /// Make cold segments of these WAL segments.
     Sort {
@@ -33,6 +38,8 @@ pub enum Job {
         number: u32,
         /// The WAL fills faster than it is sorted.
         haste: bool,
+        /// Where they go.
+        plan: WritePlan,
     },
     /// Make one cold segment of several that follow one another and share a class.
     Merge {
@@ -42,16 +49,27 @@ pub enum Job {
         number: u32,
         /// Keep only the last value of each key; the inputs are then all that the class has.
         compact: Option<Compact>,
+        /// Where it goes.
+        plan: WritePlan,
     },
     /// Say where the partitions of a cold segment end in it.
     Spans {
         /// Which.
         place: ColdPlace,
     },
-    /// Remove the files of cold segments that are out of the manifest.
+    /// Remove the files of cold segments that are out of the manifest, or are not needed on a volume any more.
     Remove {
-        /// Their numbers.
-        numbers: Vec<u32>,
+        /// Their numbers, and the volumes of each.
+        files: Vec<(u32, Vec<u8>)>,
+    },
+    /// Look at the copies of a segment, repair what can be repaired, make copies elsewhere.
+    Mend {
+        /// Which.
+        place: ColdPlace,
+        /// Volumes that are to hold it already.
+        from: Vec<u8>,
+        /// Volumes that get it.
+        to: Vec<u8>,
     },
 }
 
@@ -71,10 +89,12 @@ pub struct Compact {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// Named segments whose file is missing.
+    /// Nothing is left there that no manifest names.
     Cleaned {
-        /// Their numbers.
-        missing: Vec<u32>,
+        /// Volumes for which that was found out.
+        volumes: Vec<u8>,
+        /// Named segments whose file is missing, and on which volume.
+        missing: Vec<(u32, u8)>,
     },
     /// New cold segments, durable but not named yet.
     Made {
@@ -101,8 +121,23 @@ pub enum Done {
         /// In order.
         ends: Vec<(PartitionId, i64)>,
     },
-    /// The files are gone.
+    /// The files are gone from those volumes that are there.
     Removed,
+    /// How the copies of a segment are.
+    Mended {
+        /// Volumes that hold a whole copy.
+        whole: Vec<u8>,
+        /// Volumes that got a new copy: as good as it gets.
+        made: Vec<u8>,
+        /// Volumes whose copy was damaged or missing.
+        damaged: Vec<u8>,
+        /// What no copy has intact, if anything.
+        lost: Option<String>,
+        /// Bytes read.
+        read_bytes: u64,
+        /// And written.
+        made_bytes: u64,
+    },
 }
 
 /// Why a job failed; it may be tried again.
@@ -149,9 +184,9 @@ impl JobError {
 }
 
 /// What all jobs know.
-pub struct Workshop<'a> {
+pub struct Workshop<'a, 's> {
     /// The files.
-    pub store: &'a mut dyn ColdStore,
+    pub store: &'a mut Stores<'s>,
     /// Which partitions there are, and where they start.
     pub view: &'a View,
     /// Which log.
@@ -162,32 +197,64 @@ pub struct Workshop<'a> {
     pub now_ms: u64,
 }
 
-impl Workshop<'_> {
+impl Workshop<'_, '_> {
     /// Does a job.
     pub fn run(&mut self, job: &Job) -> Result<Done, JobError> {
         match job {
-            Job::Clean { named } => self.clean(named),
-            Job::Sort { segments, number, haste } => self.sort(segments, *number, *haste),
-            Job::Merge { inputs, number, compact } => super::rewrite::merge(self, inputs, *number, compact.as_ref()),
-            Job::Spans { place } => self.spans(place),
-            Job::Remove { numbers } => {
-                for number in numbers {
-                    self.store.remove(FileId::Cold(*number))?;
-                }
-                Ok(Done::Removed)
+            Job::Clean { volumes, named } => self.clean(volumes, named),
+            Job::Sort { segments, number, haste, plan } => {
+                self.store.plan(plan);
+                self.sort(segments, *number, *haste)
             }
+            Job::Merge { inputs, number, compact, plan } => {
+                self.store.plan(plan);
+                super::rewrite::merge(self, inputs, *number, compact.as_ref())
+            }
+            Job::Spans { place } => self.spans(place),
+            Job::Remove { files } => self.remove(files),
+            Job::Mend { place, from, to } => super::mend::mend(self.store, &self.log_id, place, from, to),
         }
     }
 
-    fn clean(&mut self, named: &[u32]) -> Result<Done, JobError> {
-        let mut found = Vec::new();
-        for file in self.store.list()? {
-            match file {
-                FileId::Cold(number) if named.contains(&number) => found.push(number),
-                file => self.store.remove(file)?,
+    /// What cannot be removed now goes when its volume is cleaned the next time.
+    fn remove(&mut self, files: &[(u32, Vec<u8>)]) -> Result<Done, JobError> {
+        for (number, volumes) in files {
+            for volume in volumes {
+                match self.store.change_on(*volume, |store| store.remove(FileId::Cold(*number))) {
+                    Err(error @ DiskError::Closed { .. }) => return Err(error.into()),
+                    Ok(()) => self.view.volumes().has_room(*volume),
+                    Err(_) => {}
+                }
             }
         }
-        Ok(Done::Cleaned { missing: named.iter().copied().filter(|number| !found.contains(number)).collect() })
+        Ok(Done::Removed)
+    }
+
+    fn clean(&mut self, volumes: &[u8], named: &BTreeMap<u32, Vec<u8>>) -> Result<Done, JobError> {
+        let (mut cleaned, mut missing) = (Vec::new(), Vec::new());
+        for volume in volumes {
+            let mut found = Vec::new();
+            let swept = self.store.change_on(*volume, |store| {
+                for file in store.list()? {
+                    match file {
+                        FileId::Cold(number) if named.get(&number).is_some_and(|on| on.contains(volume)) => found.push(number),
+                        file => store.remove(file)?,
+                    }
+                }
+                Ok(())
+            });
+            match swept {
+                Ok(()) => {}
+                Err(error @ DiskError::Closed { .. }) => return Err(error.into()),
+                // It is tried again, unless the volume is out now.
+                Err(error) if self.view.volumes().takes_changes(*volume) => return Err(error.into()),
+                Err(_) => continue,
+            }
+            cleaned.push(*volume);
+            let here = named.iter().filter(|(_, on)| on.contains(volume)).map(|(number, _)| *number);
+            missing.extend(here.filter(|number| !found.contains(number)).map(|number| (number, *volume)));
+        }
+        Ok(Done::Cleaned { volumes: cleaned, missing })
     }
 
     fn spans(&mut self, place: &ColdPlace) -> Result<Done, JobError> {
@@ -315,19 +382,40 @@ pub(super) fn each_span(
     mut each: impl FnMut(&PartitionSpan),
 ) -> Result<(), JobError> {
     for page in index.pages() {
-        let stored = store.read(FileId::Cold(place.number), page.at, page.bytes as usize)?;
-        decode_page(place.number, page, stored)?.iter().for_each(&mut each);
+        let file = FileId::Cold(place.number);
+        let spans = sound(store, file, page.at, page.bytes as usize, |stored| decode_page(place.number, page, stored))?;
+        spans.iter().for_each(&mut each);
     }
     Ok(())
+}
+
+/// What one copy has lost the other one may have.
+fn sound<T>(
+    store: &mut dyn ColdStore,
+    file: FileId,
+    at: u64,
+    bytes: usize,
+    decode: impl Fn(Bytes) -> Result<T, ColdError>,
+) -> Result<T, JobError> {
+    let mut failed = None;
+    for copy in 0..store.copies(file).max(1) {
+        match store.read_copy(copy, file, at, bytes) {
+            Ok(stored) => match decode(stored) {
+                Ok(found) => return Ok(found),
+                Err(error) => failed = failed.or(Some(JobError::Cold(error))),
+            },
+            Err(error @ DiskError::Closed { .. }) => return Err(error.into()),
+            Err(error) => failed = failed.or(Some(JobError::Disk(error))),
+        }
+    }
+    Err(failed.unwrap_or(JobError::Disk(DiskError::Missing { verb: DiskVerb::Read, file })))
 }
 
 /// What the footer of a segment leads to.
 pub(super) fn open_index(store: &mut dyn ColdStore, place: &ColdPlace) -> Result<ColdIndex, JobError> {
     let (file, bytes) = (FileId::Cold(place.number), place.entry.file_bytes);
-    let footer = store.read(file, ColdIndex::footer_at(bytes), BLOCK)?;
-    let footer = Footer::decode(place.number, bytes, &footer)?;
-    let index = store.read(file, footer.index_at, footer.index_bytes as usize)?;
-    Ok(ColdIndex::decode(&footer, &index)?)
+    let footer = sound(store, file, ColdIndex::footer_at(bytes), BLOCK, |footer| Footer::decode(place.number, bytes, &footer))?;
+    sound(store, file, footer.index_at, footer.index_bytes as usize, |index| ColdIndex::decode(&footer, &index))
 }
 
 /// Records on their way from WAL frames to a cold segment.
@@ -372,6 +460,7 @@ pub(super) struct NewFile {
 impl NewFile {
     pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead, haste: bool) -> Result<NewFile, DiskError> {
         let file = FileId::Cold(head.number);
+        store.place(ClassId(head.class));
         store.create(file)?;
         Ok(NewFile { file, writer: SegmentWriter::with_haste(head, haste), head })
     }
@@ -384,13 +473,13 @@ impl NewFile {
         Ok(())
     }
 
-    /// Durable when it returns.
-    pub(super) fn finish(self, store: &mut dyn ColdStore) -> Result<ManifestEntry, DiskError> {
+    /// Durable when it returns, on as many volumes as it could be.
+    pub(super) fn finish(self, store: &mut Stores<'_>) -> Result<ManifestEntry, DiskError> {
         let (rest, summary) = self.writer.finish();
         for (at, data) in rest {
             store.write(self.file, at, data)?;
         }
         store.seal(self.file)?;
-        Ok(ManifestEntry::new(&self.head, &summary, 0))
+        Ok(ManifestEntry::new(&self.head, &summary, store.holders()))
     }
 }

@@ -1,8 +1,9 @@
-//! Which cold segments there are: keys and values in the log's metadata. A frame's CRC vouches for them, so they have none.
+//! Which cold segments there are, and which volumes they lie on: keys and values in the log's metadata. A frame's CRC vouches for
+//! them, so they have none.
 
 use super::header::{flags, flags_of};
 use super::{ColdSummary, SegmentHead};
-use crate::format::{i64_at, put, u32_at, u64_at};
+use crate::format::{Uuid, array_at, i64_at, put, u32_at, u64_at};
 
 /// Key of [`Flushed`].
 pub const FLUSHED_KEY: &[u8] = b"\0flushed";
@@ -11,7 +12,12 @@ pub const NUMBER_KEY: &[u8] = b"\0number";
 
 const COLD_PREFIX: &[u8; 6] = b"\0cold/";
 const COLD_KEY_BYTES: usize = COLD_PREFIX.len() + 4;
+const VOLUME_PREFIX: &[u8; 8] = b"\0volume/";
+const VOLUME_KEY_BYTES: usize = VOLUME_PREFIX.len() + 1;
 const VERSION: u8 = 1;
+/// Of an entry that names more than one copy on volume 0: a program that knows no other volumes must not look for it there.
+const ENTRY_ON_VOLUMES: u8 = 2;
+const VOLUME_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 88;
 const FLUSHED_BYTES: usize = 16;
 const NUMBER_BYTES: usize = 8;
@@ -20,7 +26,7 @@ const NUMBER_BYTES: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Written by a newer version.
-    #[error("the manifest's {key} has version {found}, this program reads {VERSION}: start the newer weir that wrote it")]
+    #[error("the manifest's {key} has version {found}, which this program does not read: start the newer weir that wrote it")]
     Newer {
         /// Its key, printable.
         key: String,
@@ -49,6 +55,73 @@ pub fn cold_key(number: u32) -> [u8; COLD_KEY_BYTES] {
 pub fn parse_cold_key(key: &[u8]) -> Option<u32> {
     let number: [u8; 4] = key.strip_prefix(COLD_PREFIX)?.try_into().ok()?;
     Some(u32::from_be_bytes(number))
+}
+
+/// Key of a volume.
+pub fn volume_key(number: u8) -> [u8; VOLUME_KEY_BYTES] {
+    let mut key = [0; VOLUME_KEY_BYTES];
+    put(&mut key, 0, VOLUME_PREFIX);
+    key[VOLUME_PREFIX.len()] = number;
+    key
+}
+
+/// The number in a volume's key; `None` for any other key.
+pub fn parse_volume_key(key: &[u8]) -> Option<u8> {
+    match key.strip_prefix(VOLUME_PREFIX)? {
+        [number] => Some(*number),
+        _ => None,
+    }
+}
+
+/// What a volume may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeUse {
+    /// Takes new segments.
+    Active,
+    /// Takes none, and is rid of those it has.
+    Draining,
+    /// Let go of for good; its number is never given out again.
+    Gone,
+}
+
+/// A volume of the table. Its number means this one directory for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeEntry {
+    /// What it may be used for.
+    pub usage: VolumeUse,
+    /// As its identity file has it.
+    pub uuid: Uuid,
+    /// When it joined, Unix time.
+    pub created_ms: u64,
+}
+
+impl VolumeEntry {
+    /// Into a value.
+    pub fn encode(&self) -> [u8; VOLUME_BYTES] {
+        let mut value = [0; VOLUME_BYTES];
+        value[0] = VERSION;
+        value[1] = match self.usage {
+            VolumeUse::Active => 1,
+            VolumeUse::Draining => 2,
+            VolumeUse::Gone => 3,
+        };
+        put(&mut value, 8, &self.uuid);
+        put(&mut value, 24, &self.created_ms.to_le_bytes());
+        value
+    }
+
+    /// The value of volume `number`.
+    pub fn decode(number: u8, value: &[u8]) -> Result<VolumeEntry, ManifestError> {
+        let key = || format!("volume/{number}");
+        check(value, VOLUME_BYTES, VERSION, key)?;
+        let usage = match value[1] {
+            1 => VolumeUse::Active,
+            2 => VolumeUse::Draining,
+            3 => VolumeUse::Gone,
+            _ => return Err(ManifestError::Malformed { key: key(), reason: "its state is none that is known" }),
+        };
+        Ok(VolumeEntry { usage, uuid: array_at(value, 8), created_ms: u64_at(value, 24) })
+    }
 }
 
 /// A cold segment that counts: its files exist, are whole, and were made durable before this was written.
@@ -87,13 +160,13 @@ pub struct ManifestEntry {
 }
 
 impl ManifestEntry {
-    /// Of a finished segment with one copy.
-    pub fn new(head: &SegmentHead, summary: &ColdSummary, volume: u8) -> ManifestEntry {
-        ManifestEntry {
+    /// Of a finished segment, whole on these one or two volumes.
+    pub fn new(head: &SegmentHead, summary: &ColdSummary, volumes: &[u8]) -> ManifestEntry {
+        let entry = ManifestEntry {
             promoted: head.promoted,
             compacted: head.compacted,
             copies: 1,
-            volumes: [volume, 0],
+            volumes: [0, 0],
             class: head.class,
             first_lsn: head.first_lsn,
             last_lsn: head.last_lsn,
@@ -105,14 +178,31 @@ impl ManifestEntry {
             partitions: summary.partitions,
             blocks: summary.blocks,
             created_ms: head.created_ms,
-        }
+        };
+        entry.on(volumes)
+    }
+
+    /// The same segment on these one or two volumes.
+    #[must_use]
+    pub fn on(self, volumes: &[u8]) -> ManifestEntry {
+        let second = volumes.get(1).copied();
+        assert!(
+            !volumes.is_empty() && volumes.len() <= 2 && second != Some(volumes[0]),
+            "one copy or two, each on a volume of its own"
+        );
+        ManifestEntry { copies: volumes.len() as u8, volumes: [volumes[0], second.unwrap_or(0)], ..self }
+    }
+
+    /// Volumes that hold it.
+    pub fn holders(&self) -> &[u8] {
+        &self.volumes[..usize::from(self.copies)]
     }
 
     /// Into a value.
     pub fn encode(&self) -> [u8; ENTRY_BYTES] {
         assert!(matches!(self.copies, 1 | 2), "a segment has one copy or two");
         let mut value = [0; ENTRY_BYTES];
-        value[0] = VERSION;
+        value[0] = if self.holders() == [0] { VERSION } else { ENTRY_ON_VOLUMES };
         value[1] = flags(self.promoted, self.compacted) as u8;
         value[2] = self.copies;
         put(&mut value, 3, &self.volumes);
@@ -133,9 +223,12 @@ impl ManifestEntry {
     /// The value of segment `number`.
     pub fn decode(number: u32, value: &[u8]) -> Result<ManifestEntry, ManifestError> {
         let key = || format!("cold/{number}");
-        check(value, ENTRY_BYTES, key)?;
+        check(value, ENTRY_BYTES, ENTRY_ON_VOLUMES, key)?;
         let (promoted, compacted) = flags_of(value[1]);
         let copies = value[2];
+        if copies == 2 && value[3] == value[4] {
+            return Err(ManifestError::Malformed { key: key(), reason: "both its copies are on one volume" });
+        }
         if !matches!(copies, 1 | 2) {
             return Err(ManifestError::Malformed { key: key(), reason: "it has neither one copy nor two" });
         }
@@ -174,7 +267,7 @@ impl Flushed {
 
     /// From that value.
     pub fn decode(value: &[u8]) -> Result<Flushed, ManifestError> {
-        check(value, FLUSHED_BYTES, || "flushed".into())?;
+        check(value, FLUSHED_BYTES, VERSION, || "flushed".into())?;
         Ok(Flushed(u64_at(value, 8)))
     }
 }
@@ -194,16 +287,16 @@ impl NextNumber {
 
     /// From that value.
     pub fn decode(value: &[u8]) -> Result<NextNumber, ManifestError> {
-        check(value, NUMBER_BYTES, || "number".into())?;
+        check(value, NUMBER_BYTES, VERSION, || "number".into())?;
         Ok(NextNumber(u32_at(value, 4)))
     }
 }
 
-fn check(value: &[u8], bytes: usize, key: impl Fn() -> String) -> Result<(), ManifestError> {
+fn check(value: &[u8], bytes: usize, newest: u8, key: impl Fn() -> String) -> Result<(), ManifestError> {
     match value.first() {
         None => Err(ManifestError::Malformed { key: key(), reason: "it is empty" }),
-        Some(&found) if found > VERSION => Err(ManifestError::Newer { key: key(), found }),
-        Some(&VERSION) if value.len() == bytes => Ok(()),
+        Some(&found) if found > newest => Err(ManifestError::Newer { key: key(), found }),
+        Some(&version) if version > 0 && value.len() == bytes => Ok(()),
         Some(_) => Err(ManifestError::Malformed { key: key(), reason: "its length or version is wrong" }),
     }
 }
@@ -218,7 +311,7 @@ mod tests {
             promoted: flags[0],
             compacted: flags[1],
             copies: 1 + u8::from(small.1),
-            volumes: small.0,
+            volumes: [small.0[0], if small.1 { small.0[1] } else { 0 }],
             class: counts[0],
             first_lsn: numbers[0],
             last_lsn: numbers[1],
@@ -236,9 +329,13 @@ mod tests {
     proptest! {
         #[test]
         fn round_trips(number: u32, flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) {
-            let entry = entry(flags, small, numbers, counts);
+            let entry = entry(flags, (small.0, small.1 && small.0[0] != small.0[1]), numbers, counts);
             prop_assert_eq!(ManifestEntry::decode(number, &entry.encode()), Ok(entry));
             prop_assert_eq!(parse_cold_key(&cold_key(number)), Some(number));
+            let usage = [VolumeUse::Active, VolumeUse::Draining, VolumeUse::Gone][number as usize % 3];
+            let volume = VolumeEntry { usage, uuid: [small.0[0]; 16], created_ms: numbers[0] };
+            prop_assert_eq!(VolumeEntry::decode(small.0[1], &volume.encode()), Ok(volume));
+            prop_assert_eq!(parse_volume_key(&volume_key(small.0[1])), Some(small.0[1]));
             prop_assert_eq!(Flushed::decode(&Flushed(numbers[0]).encode()), Ok(Flushed(numbers[0])));
             prop_assert_eq!(NextNumber::decode(&NextNumber(number).encode()), Ok(NextNumber(number)));
         }
@@ -246,6 +343,7 @@ mod tests {
         #[test]
         fn arbitrary_values_never_panic(value in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = (ManifestEntry::decode(1, &value), Flushed::decode(&value), NextNumber::decode(&value), parse_cold_key(&value));
+            let _ = (VolumeEntry::decode(1, &value), parse_volume_key(&value));
         }
     }
 
@@ -255,6 +353,16 @@ mod tests {
         for other in [FLUSHED_KEY, NUMBER_KEY, b"\0cold/", b"\0cold/12345", b"cold/1234"] {
             assert_eq!(parse_cold_key(other), None);
         }
+    }
+
+    #[test]
+    fn only_a_segment_with_one_copy_on_volume_0_is_readable_to_a_program_that_knows_no_other() {
+        let entry = entry([false; 2], ([0, 0], false), [0; 8], [0; 3]);
+        let versions = [&[0_u8][..], &[1], &[0, 1], &[1, 0]].map(|volumes| entry.on(volumes).encode()[0]);
+        assert_eq!(versions, [1, 2, 2, 2]);
+        let mut doubled = entry.on(&[0, 1]).encode();
+        doubled[4] = 0;
+        assert!(matches!(ManifestEntry::decode(1, &doubled), Err(ManifestError::Malformed { .. })));
     }
 
     #[test]

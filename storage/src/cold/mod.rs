@@ -16,10 +16,12 @@ mod header;
 mod index;
 pub mod job;
 pub mod manifest;
+mod mend;
 pub mod merge;
 mod pages;
 pub(crate) mod read;
 mod rewrite;
+pub mod stores;
 pub mod wal;
 mod writer;
 

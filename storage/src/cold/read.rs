@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::ahead::{Ahead, BLOCKS_AHEAD, Fetched, SEGMENTS_AHEAD, Seats};
-use super::{Block, ColdEntry, ColdIndex, Footer, PartitionSpan, decode_block, decode_page};
+use super::{Block, ColdEntry, ColdError, ColdIndex, Footer, Part, PartitionSpan, decode_block, decode_page};
 use crate::batches;
 use crate::disk::{DiskRead, FileId, Reader};
 use crate::format::BLOCK;
@@ -42,6 +43,15 @@ enum Miss {
     Lost,
     /// The read may be tried again.
     Later(ReadError),
+}
+
+/// What one copy gave.
+enum Tried {
+    Bytes(Bytes),
+    /// An error of its disk.
+    Failed,
+    /// There are not so many copies.
+    NoCopy,
 }
 
 /// What a read of the cold tier came to.
@@ -456,8 +466,8 @@ impl ColdReads {
         let spans = match cached {
             Some(spans) => spans,
             None => {
-                let stored = self.fetch(place.number, page.at, page.bytes as usize).await?;
-                let spans = Arc::new(decode_page(place.number, &page, stored).map_err(lost)?);
+                let decode = |stored| decode_page(place.number, &page, stored);
+                let spans = Arc::new(self.sound(place.number, page.at, page.bytes as usize, decode).await?);
                 let cost = spans.len() * size_of::<PartitionSpan>() + 64;
                 lock(&self.pages).insert(key, &spans, cost);
                 spans
@@ -474,14 +484,20 @@ impl ColdReads {
         }
         let (number, file_bytes) = (place.number, place.entry.file_bytes);
         let end_at = file_bytes.saturating_sub(END_BYTES as u64);
-        let end = self.fetch(number, end_at, (file_bytes - end_at) as usize).await?;
-        let footer = end.len().checked_sub(BLOCK).map(|at| Footer::decode(number, file_bytes, &end[at..]));
-        let footer = footer.ok_or(Miss::Lost)?.map_err(lost)?;
-        let stored = match footer.index_at.checked_sub(end_at) {
-            Some(from) => end.slice(from as usize..(from + footer.index_bytes) as usize),
-            None => self.fetch(number, footer.index_at, footer.index_bytes as usize).await?,
+        if file_bytes < BLOCK as u64 {
+            return Err(Miss::Lost);
+        }
+        let decode = |end: Bytes| Footer::decode(number, file_bytes, &end[end.len() - BLOCK..]).map(|footer| (footer, end));
+        let (footer, end) = self.sound(number, end_at, (file_bytes - end_at) as usize, decode).await?;
+        let near = footer.index_at.checked_sub(end_at).map(|from| from as usize..(from + footer.index_bytes) as usize);
+        let index = match near.and_then(|near| ColdIndex::decode(&footer, &end[near]).ok()) {
+            Some(index) => index,
+            None => {
+                let decode = |stored: Bytes| ColdIndex::decode(&footer, &stored);
+                self.sound(number, footer.index_at, footer.index_bytes as usize, decode).await?
+            }
         };
-        let index = Arc::new(ColdIndex::decode(&footer, &stored).map_err(lost)?);
+        let index = Arc::new(index);
         lock(&self.indexes).insert(number, &index, index.memory_bytes());
         Ok(index)
     }
@@ -510,20 +526,8 @@ impl ColdReads {
             end += 1;
         }
         let start = index.block(first).at;
-        let stored = self.fetch(number, start, bytes).await?;
-        let mut blocks = Vec::with_capacity(end - first);
-        for at in first..end {
-            let place = index.block(at);
-            let from = place.at.checked_sub(start).map(|from| from as usize).ok_or(Miss::Lost)?;
-            let to = from + place.bytes as usize;
-            let bytes = if to <= stored.len() { stored.slice(from..to) } else { return Err(Miss::Lost) };
-            match decode_block(number, at as u32, bytes) {
-                Ok(block) => blocks.push(Arc::new(block)),
-                // Those before it are good.
-                Err(_) if at > first => break,
-                Err(error) => return Err(lost(error)),
-            }
-        }
+        let decode = |stored: Bytes| decode_blocks(number, index, first..end, &stored);
+        let blocks = self.sound(number, start, bytes, decode).await?;
         if let Some(last) = blocks.last() {
             let key = (number, (first + blocks.len() - 1) as u32);
             lock(&self.blocks).insert(key, last, last.memory_bytes());
@@ -531,22 +535,51 @@ impl ColdReads {
         Ok(blocks)
     }
 
-    async fn fetch(&self, number: u32, at: u64, bytes: usize) -> Result<Bytes, Miss> {
+    /// What one copy cannot give the other one may.
+    async fn sound<T>(
+        &self,
+        number: u32,
+        at: u64,
+        bytes: usize,
+        decode: impl Fn(Bytes) -> Result<T, ColdError>,
+    ) -> Result<T, Miss> {
+        let first = self.reader.first_copy(FileId::Cold(number));
+        let mut failed = 0;
+        for copy in [first, 1 - first] {
+            match self.fetch(number, copy, at, bytes).await? {
+                Tried::NoCopy => continue,
+                Tried::Failed => {}
+                Tried::Bytes(stored) => match decode(stored) {
+                    Ok(found) => {
+                        self.view.reads.rescued.fetch_add(failed, Ordering::Relaxed);
+                        return Ok(found);
+                    }
+                    Err(error) => tracing::error!(%error, copy, "a cold segment is damaged"),
+                },
+            }
+            failed = 1;
+            self.view.volumes().doubt(number);
+        }
+        Err(Miss::Lost)
+    }
+
+    async fn fetch(&self, number: u32, copy: usize, at: u64, bytes: usize) -> Result<Tried, Miss> {
         let (reply, answer) = oneshot::channel();
         let reply = Box::new(move |result| drop(reply.send(result)));
-        if self.reader.read(DiskRead { file: FileId::Cold(number), at, bytes, reply }).is_err() {
-            return Err(Miss::Later(ReadError::Busy));
+        match self.reader.read_copy(copy, DiskRead { file: FileId::Cold(number), at, bytes, reply }) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Tried::NoCopy),
+            Err(_) => return Err(Miss::Later(ReadError::Busy)),
         }
         match answer.await {
-            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Ok(bytes)) => Ok(Tried::Bytes(bytes)),
             Ok(Err(error)) => {
                 // A segment that was merged away meanwhile: the next try sees the new one.
-                let named = self.view.tables().cold.iter().any(|place| place.number == number);
-                if !named {
+                if self.view.tables().cold_place(number).is_none() {
                     return Err(Miss::Later(ReadError::Busy));
                 }
-                tracing::error!(%error, "a cold segment cannot be read");
-                Err(Miss::Lost)
+                tracing::error!(%error, copy, "a cold segment cannot be read");
+                Ok(Tried::Failed)
             }
             Err(_) => Err(Miss::Later(ReadError::Busy)),
         }
@@ -578,9 +611,28 @@ fn following<'s>(segments: &'s [Arc<ColdPlace>], place: &ColdPlace) -> impl Iter
     segments.iter().skip_while(move |other| other.number != number).skip(1).filter(move |other| other.entry.class == class)
 }
 
-fn lost(error: super::ColdError) -> Miss {
-    tracing::error!(%error, "a cold segment is damaged");
-    Miss::Lost
+/// As many of these blocks as are good; at least the first.
+fn decode_blocks(
+    number: u32,
+    index: &ColdIndex,
+    range: std::ops::Range<usize>,
+    stored: &Bytes,
+) -> Result<Vec<Arc<Block>>, ColdError> {
+    let start = index.block(range.start).at;
+    let mut blocks = Vec::with_capacity(range.len());
+    for at in range {
+        let place = index.block(at);
+        let misplaced = ColdError::Damaged { number, part: Part::Index, reason: "its blocks do not follow one another" };
+        let from = place.at.checked_sub(start).ok_or(misplaced)? as usize;
+        let to = from + place.bytes as usize;
+        let bytes = if to <= stored.len() { stored.slice(from..to) } else { return Err(misplaced) };
+        match decode_block(number, at as u32, bytes) {
+            Ok(block) => blocks.push(Arc::new(block)),
+            Err(error) if blocks.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(blocks)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

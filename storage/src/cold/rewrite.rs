@@ -36,7 +36,7 @@ type Store<'s> = RefCell<&'s mut dyn ColdStore>;
 
 /// Does the job.
 pub(super) fn merge(
-    shop: &mut Workshop<'_>,
+    shop: &mut Workshop<'_, '_>,
     inputs: &[ColdPlace],
     number: u32,
     compact: Option<&Compact>,
@@ -107,7 +107,7 @@ fn joins(view: &View, partition: PartitionId, end: i64, next: i64) -> bool {
 
 /// Partitions that have older records in segments of another class, where this compaction does not reach them: a tombstone may be
 /// all that hides one of these. Before a partition's first record nothing may be missing: once compacted, nobody could tell.
-fn elsewhere(shop: &mut Workshop<'_>, class: u32, extents: &Extents) -> Result<HashSet<PartitionId>, JobError> {
+fn elsewhere(shop: &mut Workshop<'_, '_>, class: u32, extents: &Extents) -> Result<HashSet<PartitionId>, JobError> {
     let places = Arc::clone(&shop.view.tables().cold);
     let mut found = HashSet::new();
     let mut joined = HashSet::new();
@@ -137,7 +137,7 @@ fn elsewhere(shop: &mut Workshop<'_>, class: u32, extents: &Extents) -> Result<H
     Ok(found)
 }
 
-fn head_of(shop: &Workshop<'_>, inputs: &[ColdPlace], number: u32, compacting: bool) -> SegmentHead {
+fn head_of(shop: &Workshop<'_, '_>, inputs: &[ColdPlace], number: u32, compacting: bool) -> SegmentHead {
     let (first, last) = (inputs.first().expect("there is something to merge"), inputs.last().expect("the same"));
     SegmentHead {
         log_id: shop.log_id,

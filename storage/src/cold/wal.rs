@@ -46,19 +46,21 @@ pub(crate) struct WalScan {
     unreadable: u64,
     /// LSN and CRC of the last good frame.
     last: Option<(u64, u32)>,
+    /// The copy of the WAL that is read.
+    copy: usize,
 }
 
 impl WalScan {
     pub(crate) fn new(segment: WalSegment, log_id: Uuid) -> WalScan {
         let at = BLOCK as u64;
         let window = Bytes::new();
-        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0, last: None }
+        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0, last: None, copy: 0 }
     }
 
     /// The next good frame; `None` at the end. What is damaged is passed over and counted.
     pub(crate) fn next(&mut self, store: &mut dyn ColdStore) -> Result<Option<WalFrame>, DiskError> {
         while self.at < self.end() {
-            match self.frame(store)? {
+            match self.frame_of_any_copy(store)? {
                 Ok(frame) => {
                     self.at += frame.header.frame_bytes() as u64;
                     self.lost = false;
@@ -81,6 +83,22 @@ impl WalScan {
 
     fn end(&self) -> u64 {
         u64::from(self.segment.end_block) * BLOCK as u64
+    }
+
+    /// What one copy has lost the other one may have.
+    fn frame_of_any_copy(&mut self, store: &mut dyn ColdStore) -> Result<Result<WalFrame, &'static str>, DiskError> {
+        let copies = store.copies(FileId::Segment(self.segment.file)).max(1);
+        let mut tried = 1;
+        loop {
+            let found = self.frame(store);
+            let closed = matches!(found, Err(DiskError::Closed { .. }));
+            if matches!(found, Ok(Ok(_))) || closed || tried >= copies {
+                return found;
+            }
+            tried += 1;
+            self.copy = (self.copy + 1) % copies;
+            self.window = Bytes::new();
+        }
     }
 
     /// The frame at `at`, or why there is none.
@@ -133,7 +151,7 @@ impl WalScan {
         let left = (self.end() - self.at) as usize;
         let file = FileId::Segment(self.segment.file);
         for length in [WINDOW.max(bytes).min(left), bytes.min(left)] {
-            match store.read(file, self.at, length) {
+            match store.read_copy(self.copy, file, self.at, length) {
                 Ok(window) => {
                     (self.window, self.window_at) = (window, self.at);
                     return Ok((bytes <= length).then(|| self.window.slice(..bytes)));

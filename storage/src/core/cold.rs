@@ -10,9 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::volumes::{MendWhy, Upkeep, volumes_to_clean};
 use super::{Engine, Life, Output};
 use crate::cold::job::{Compact, Done, Job, JobError};
-use crate::cold::manifest::{FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, cold_key, parse_cold_key};
+use crate::cold::manifest::{
+    FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, VolumeEntry, cold_key, parse_cold_key, parse_volume_key,
+};
 use crate::cold::wal::WalSegment;
 use crate::config::{ClassPolicy, ColdConfig};
 use crate::format::BLOCK;
@@ -42,14 +45,16 @@ pub(super) struct Cold {
     /// How classes are kept; one that is not here is kept for ever.
     pub(super) policies: BTreeMap<ClassId, ClassPolicy>,
     /// Not merged any more: damaged.
-    unsound: BTreeSet<u32>,
+    pub(super) unsound: BTreeSet<u32>,
     /// Not merged with one another: a partition was in another class between them.
     apart: BTreeSet<(u32, u32)>,
     /// Up to where partitions are compacted that want another pass.
     clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
-    /// Out of the manifest; their files go next.
-    pub(super) leaving: Vec<u32>,
-    cleaned: bool,
+    /// Out of the manifest, or not needed on these volumes any more; their files go next.
+    pub(super) leaving: Vec<(u32, Vec<u8>)>,
+    /// Volumes on which there may be files that no manifest names.
+    pub(super) to_clean: BTreeSet<u8>,
+    pub(super) upkeep: Upkeep,
     retry_at: Option<Duration>,
     /// Nothing was to do: not looked at again before this, unless something happens.
     look_at: Duration,
@@ -58,7 +63,7 @@ pub(super) struct Cold {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Running {
+pub(super) enum Running {
     Clean,
     /// Up to this sequence.
     Sort(u64),
@@ -72,7 +77,13 @@ enum Running {
         number: u32,
         why: Why,
     },
-    Remove(Vec<u32>),
+    Remove(Vec<(u32, Vec<u8>)>),
+    /// Its copies are looked at; when that went well these hold it.
+    Mend {
+        number: u32,
+        after: Vec<u8>,
+        why: MendWhy,
+    },
 }
 
 /// Why a segment goes.
@@ -108,7 +119,8 @@ impl Cold {
             apart: BTreeSet::new(),
             clean_to: BTreeMap::new(),
             leaving: Vec::new(),
-            cleaned: false,
+            to_clean: BTreeSet::from([0]),
+            upkeep: Upkeep::default(),
             retry_at: None,
             look_at: Duration::ZERO,
             disk_full: false,
@@ -140,52 +152,30 @@ impl Cold {
     fn is_idle(&self) -> bool {
         self.running.is_none() && self.edit.is_none()
     }
+
+    /// One change of the manifest.
+    pub(super) fn change(&mut self, meta: Vec<MetaOp>) {
+        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
+        assert!(self.edit.is_none(), "one change at a time");
+        self.edit = Some(Edit { appends, submitted: false });
+    }
 }
 
 impl<T> Engine<T> {
     /// A job is done, or failed.
     pub fn job_done(&mut self, result: Result<Done, JobError>) {
         self.cold_has_news();
-        let now = self.now.monotonic;
         let Some(cold) = &mut self.cold else { return };
         let running = cold.running.take().expect("one job at a time, and each is answered once");
         let done = match result {
             Ok(done) => done,
-            Err(error) => {
-                match (&running, &error) {
-                    (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. }) => {
-                        tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
-                        return cold.unsound.extend(inputs);
-                    }
-                    (Running::Merge { .. }, JobError::Apart { before, after }) => {
-                        cold.apart.insert((*before, *after));
-                        return;
-                    }
-                    _ => {}
-                }
-                if cold.retry_at.is_none() {
-                    tracing::warn!(%error, "the cold tier could not go on; trying again");
-                }
-                cold.disk_full = error.is_full();
-                cold.retry_at = Some(now + JOB_RETRY);
-                if let Running::Remove(numbers) = running {
-                    cold.leaving.extend(numbers);
-                }
-                return;
-            }
+            Err(error) => return self.job_failed(running, &error),
         };
         cold.retry_at = None;
-        cold.disk_full = false;
+        // That of a mere look says nothing of the room there is.
+        cold.disk_full &= matches!(running, Running::Mend { .. });
         match (running, done) {
-            (Running::Clean, Done::Cleaned { missing }) => {
-                cold.cleaned = true;
-                for number in missing {
-                    tracing::error!(
-                        number,
-                        "the file of a cold segment is missing: what it held is lost, unless its disk comes back"
-                    );
-                }
-            }
+            (Running::Clean, Done::Cleaned { volumes, missing }) => self.volumes_cleaned(&volumes, &missing),
             (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
                 self.counters.sorted_from_bytes += read_bytes;
                 self.counters.damaged_frames += damaged;
@@ -200,7 +190,49 @@ impl<T> Engine<T> {
             }
             (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
             (Running::Remove(_), Done::Removed) => {}
+            (Running::Mend { number, after, why }, done @ Done::Mended { .. }) => self.segment_mended(number, &after, why, done),
             (running, done) => panic!("{running:?} was answered with {done:?}"),
+        }
+    }
+
+    fn job_failed(&mut self, running: Running, error: &JobError) {
+        let now = self.now.monotonic;
+        let cold = self.cold.as_mut().expect("only then are there jobs");
+        match (&running, error) {
+            (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. }) => {
+                tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
+                cold.unsound.extend(inputs);
+                if matches!(error, JobError::Cold(_)) {
+                    let mut volumes = self.view.volumes();
+                    inputs.iter().for_each(|number| volumes.doubt(*number));
+                }
+                return;
+            }
+            (Running::Merge { inputs, .. }, JobError::Disk(error)) if error.is_of_reading() => {
+                tracing::error!(%error, ?inputs, "cold segments are not merged: one cannot be read");
+                cold.unsound.extend(inputs);
+                let mut volumes = self.view.volumes();
+                inputs.iter().for_each(|number| volumes.doubt(*number));
+                return;
+            }
+            (Running::Merge { .. }, JobError::Apart { before, after }) => {
+                cold.apart.insert((*before, *after));
+                return;
+            }
+            (Running::Mend { number, .. }, _) => {
+                tracing::warn!(%error, number, "the copies of a cold segment could not be looked at");
+                self.mend_later(*number);
+                return;
+            }
+            _ => {}
+        }
+        if cold.retry_at.is_none() {
+            tracing::warn!(%error, "the cold tier could not go on; trying again");
+        }
+        cold.disk_full = error.is_full();
+        cold.retry_at = Some(now + JOB_RETRY);
+        if let Running::Remove(files) = running {
+            cold.leaving.extend(files);
         }
     }
 
@@ -216,8 +248,7 @@ impl<T> Engine<T> {
             self.counters.sorted_to_bytes += entry.file_bytes;
             self.counters.sorted_batch_bytes += entry.batch_bytes;
         }
-        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
-        cold.edit = Some(Edit { appends, submitted: false });
+        cold.change(meta);
     }
 
     /// One in, several out: one change.
@@ -227,8 +258,7 @@ impl<T> Engine<T> {
         cold.number_next += 1;
         meta.push(put(NUMBER_KEY, &NextNumber(cold.number_next).encode()));
         meta.extend(segment.map(|(number, entry)| put(&cold_key(number), &entry.encode())));
-        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
-        cold.edit = Some(Edit { appends, submitted: false });
+        cold.change(meta);
     }
 
     /// Starts rise first, in as many frames as it takes; then the segment is out. A crash between leaves starts that are too
@@ -291,13 +321,24 @@ impl<T> Engine<T> {
             MetaOp::Put { key, value } => {
                 if let Some(number) = parse_cold_key(key) {
                     let entry = ManifestEntry::decode(number, value).expect("encoded here");
-                    self.view.tables_mut().add_cold(ColdPlace { number, entry });
+                    let mut tables = self.view.tables_mut();
+                    let before = tables.cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
+                    let gone: Vec<u8> = before.into_iter().filter(|volume| !entry.holders().contains(volume)).collect();
+                    if !gone.is_empty() {
+                        cold.leaving.push((number, gone));
+                    }
+                    tables.add_cold(ColdPlace { number, entry });
+                } else if let Some(number) = parse_volume_key(key) {
+                    let entry = VolumeEntry::decode(number, value).expect("encoded here");
+                    self.view.volumes().known(number, &entry);
                 }
             }
             MetaOp::Delete { key } => {
                 if let Some(number) = parse_cold_key(key) {
-                    cold.leaving.push(number);
-                    self.view.tables_mut().remove_cold(number);
+                    let mut tables = self.view.tables_mut();
+                    let holders = tables.cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
+                    cold.leaving.push((number, holders));
+                    tables.remove_cold(number);
                 }
             }
         }
@@ -317,17 +358,24 @@ impl<T> Engine<T> {
         if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) || now < cold.look_at {
             return;
         }
-        let (running, job) = if !cold.cleaned {
-            let named = self.view.tables().cold.iter().map(|place| place.number).collect();
-            (Running::Clean, Job::Clean { named })
-        } else if let Some(numbers) = self.take_removable() {
-            (Running::Remove(numbers.clone()), Job::Remove { numbers })
+        if self.table_changes() {
+            return;
+        }
+        let Some(cold) = &mut self.cold else { return };
+        let (running, job) = if let Some(volumes) = volumes_to_clean(cold, &self.view) {
+            let tables = self.view.tables();
+            let named = tables.cold.iter().map(|place| (place.number, place.entry.holders().to_vec())).collect();
+            (Running::Clean, Job::Clean { volumes, named })
+        } else if let Some(files) = self.take_removable() {
+            (Running::Remove(files.clone()), Job::Remove { files })
         } else if let Some((place, why)) = self.segment_to_go() {
             (Running::Spans { number: place.number, why }, Job::Spans { place })
         } else if let Some((to, job)) = self.sort_job() {
             (Running::Sort(to), job)
         } else if let Some((inputs, compact)) = self.segments_to_merge() {
             self.merge_job(inputs, compact)
+        } else if let Some((running, job)) = self.mend_job() {
+            (running, job)
         } else {
             self.cold.as_mut().expect("looked at before").look_at = now + LOOK_EVERY;
             return;
@@ -341,7 +389,7 @@ impl<T> Engine<T> {
         let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
         let number = self.cold.as_ref().expect("only then are there jobs").number_next;
         let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
-        (running, Job::Merge { inputs, number, compact })
+        (running, Job::Merge { inputs, number, compact, plan: self.write_plan() })
     }
 
     /// While stopping only what somebody waits for is done.
@@ -374,7 +422,8 @@ impl<T> Engine<T> {
             })
             .collect();
         let to = segments.last()?.sequence;
-        Some((to, Job::Sort { segments, number: cold.number_next, haste }))
+        drop(tables);
+        Some((to, Job::Sort { segments, number: cold.number_next, haste, plan: self.write_plan() }))
     }
 
     fn is_short_of_segments(&self) -> bool {
@@ -399,7 +448,11 @@ impl<T> Engine<T> {
     pub(super) fn cold_wake(&self) -> Option<Duration> {
         let cold = self.cold.as_ref()?;
         let nothing = self.sealed.is_empty() && self.view.tables().cold.is_empty();
-        if cold.is_idle() && cold.cleaned && nothing && self.active.as_ref().is_none_or(|active| active.first_data_ms.is_none()) {
+        if cold.is_idle()
+            && cold.to_clean.is_empty()
+            && nothing
+            && self.active.as_ref().is_none_or(|active| active.first_data_ms.is_none())
+        {
             return None;
         }
         Some(cold.retry_at.unwrap_or(self.retention_check_at))
@@ -431,7 +484,7 @@ fn delete(key: &[u8]) -> MetaOp {
     MetaOp::Delete { key: key.to_vec() }
 }
 
-fn put(key: &[u8], value: &[u8]) -> MetaOp {
+pub(super) fn put(key: &[u8], value: &[u8]) -> MetaOp {
     MetaOp::Put { key: key.to_vec(), value: value.to_vec() }
 }
 

@@ -18,6 +18,7 @@ mod entry;
 mod pin;
 mod retention;
 mod segments;
+mod volumes;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub(crate) use change::{Change, decode_changes};
 pub(crate) use cold::{SEGMENTS_PER_SORT, named_segments};
 pub(crate) use pin::copied;
 pub use pin::{PIN_LEASE, PinDone, PinLost, PinTaken, Pinned};
+pub use volumes::{VolumeError, named_volumes};
 
 /// Records in one frame at most. Recovery skips this many offsets for each frame it has lost without a trace, so that no offset
 /// is ever given out twice.
@@ -368,6 +370,9 @@ impl<T> Engine<T> {
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
         let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
+        for (number, entry) in named_volumes(&view.meta()).expect("recovery has read them") {
+            view.volumes().known(number, &entry);
+        }
         let counters = LogStats { segment_bytes: limits.segment_bytes, epoch: opening.superblock.epoch, ..LogStats::default() };
         let engine = Engine {
             // Evicted frames come back one by one as new ones are built: more than this would only lie idle.

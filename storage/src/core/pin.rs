@@ -189,10 +189,10 @@ impl<T> Engine<T> {
     }
 
     /// Takes the cold segments whose files may go out of those that are out of the manifest.
-    pub(super) fn take_removable(&mut self) -> Option<Vec<u32>> {
-        let held = |number: &u32| self.pin.as_ref().is_some_and(|pin| pin.cold.contains(number));
+    pub(super) fn take_removable(&mut self) -> Option<Vec<(u32, Vec<u8>)>> {
+        let held = |(number, _): &(u32, Vec<u8>)| self.pin.as_ref().is_some_and(|pin| pin.cold.contains(number));
         let leaving = &mut self.cold.as_mut()?.leaving;
-        let (stay, go): (Vec<u32>, Vec<u32>) = leaving.drain(..).partition(held);
+        let (stay, go): (Vec<_>, Vec<_>) = leaving.drain(..).partition(held);
         *leaving = stay;
         (!go.is_empty()).then_some(go)
     }

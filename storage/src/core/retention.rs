@@ -34,8 +34,12 @@ impl<T> Engine<T> {
             }
         }
         if self.disk_is_full() && self.spares.len() <= self.spares_of_own() {
-            let gives_way =
-                |place: &&Arc<ColdPlace>| cold.policies.get(&ClassId(place.entry.class)).is_some_and(|policy| policy.drop_oldest);
+            let volumes = self.view.volumes();
+            // What lies on a volume that is not there frees no space.
+            let gives_way = |place: &&Arc<ColdPlace>| {
+                let policy = cold.policies.get(&ClassId(place.entry.class));
+                policy.is_some_and(|policy| policy.drop_oldest) && !volumes.readable(place.entry.holders()).is_empty()
+            };
             return places.iter().find(gives_way).map(|place| (**place, Why::Space));
         }
         None

@@ -136,6 +136,7 @@ impl ColdStore for ColdFiles {
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
         self.dir.prepare_cold()?;
         self.reading.close(from);
+        self.reading.close(to);
         self.dir.rename(from, to)
     }
 
@@ -146,6 +147,10 @@ impl ColdStore for ColdFiles {
 
     fn list(&mut self) -> Result<Vec<FileId>, DiskError> {
         self.dir.list_cold()
+    }
+
+    fn free_bytes(&mut self) -> Option<u64> {
+        self.dir.free_bytes()
     }
 }
 
@@ -227,7 +232,7 @@ mod tests {
     fn round_trip(choice: BackendChoice) {
         let dir = tempfile::tempdir().unwrap();
         let OpenedDisk { cold, .. } = crate::disk::open(dir.path(), choice).unwrap();
-        let mut store = cold(Some(1 << 30), Arc::default());
+        let mut store = (*cold)(Some(1 << 30), Arc::default());
         assert_eq!(store.list().unwrap(), []);
         let (file, bytes) = (FileId::Cold(7), REQUEST_BYTES + 3 * BLOCK_BYTES);
         store.create(file).unwrap();

@@ -59,6 +59,11 @@ impl DataDir {
         self.headroom_bytes == 0 || stat.f_bavail.saturating_mul(stat.f_frsize) >= bytes.saturating_add(self.headroom_bytes)
     }
 
+    /// Bytes free for this user, where the file system says.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        rustix::fs::statvfs(&self.root).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     pub(super) fn sync_mode(&self) -> DsyncMode {
         self.sync
     }
@@ -127,7 +132,7 @@ impl DataDir {
         match file {
             FileId::Superblock => sync_directory(&self.root),
             FileId::Segment(_) => sync_directory(&self.root.join(WAL)),
-            FileId::Cold(_) | FileId::Promoted(_) => sync_directory(&self.root.join(COLD)),
+            FileId::Cold(_) | FileId::Promoted(_) | FileId::Remade(_) => sync_directory(&self.root.join(COLD)),
         }
     }
 

@@ -19,6 +19,7 @@ mod reader;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod uring;
+pub mod volumes;
 mod zero;
 
 use std::fmt;
@@ -47,6 +48,8 @@ pub enum FileId {
     Cold(u32),
     /// `cold/00000001.wal`: a WAL segment that has become the cold segment of this number as it is.
     Promoted(u32),
+    /// `cold/00000001.new`: a copy of the cold segment of this number that is being made anew.
+    Remade(u32),
 }
 
 impl FileId {
@@ -61,7 +64,11 @@ impl FileId {
     pub fn cold_file(name: &str) -> Option<Self> {
         let (digits, kind) = name.rsplit_once('.')?;
         let number: u32 = digits.parse().ok()?;
-        let file = if kind == "cold" { Self::Cold(number) } else { Self::Promoted(number) };
+        let file = match kind {
+            "cold" => Self::Cold(number),
+            "new" => Self::Remade(number),
+            _ => Self::Promoted(number),
+        };
         (file.to_string().strip_prefix("cold/") == Some(name)).then_some(file)
     }
 
@@ -82,6 +89,7 @@ impl fmt::Display for FileId {
             Self::Segment(number) => write!(f, "wal/{number:05}.wal"),
             Self::Cold(number) => write!(f, "cold/{number:08}.cold"),
             Self::Promoted(number) => write!(f, "cold/{number:08}.wal"),
+            Self::Remade(number) => write!(f, "cold/{number:08}.new"),
         }
     }
 }
@@ -255,6 +263,19 @@ impl DiskError {
     }
 }
 
+impl DiskError {
+    /// Whether it was a read that failed, or what is to be read is not there.
+    #[must_use]
+    pub fn is_of_reading(&self) -> bool {
+        match self {
+            Self::Missing { verb, .. } | Self::Io { verb, .. } | Self::Short { verb, .. } => {
+                matches!(verb, DiskVerb::Read | DiskVerb::Open)
+            }
+            _ => false,
+        }
+    }
+}
+
 fn advice(errno: Errno) -> &'static str {
     match errno {
         Errno::ACCESS | Errno::PERM => "give the node's user write access to the data directory",
@@ -413,6 +434,16 @@ pub trait Reader: Send + Sync {
         false
     }
 
+    /// Which copy of a file of the cold tier is the best to begin with.
+    fn first_copy(&self, _file: FileId) -> usize {
+        0
+    }
+
+    /// Queues a read of one of the copies of a file of the cold tier, 0 or 1. `Ok(false)`: there is no such copy now.
+    fn read_copy(&self, copy: usize, request: DiskRead) -> Result<bool, DiskRead> {
+        if copy == 0 { self.read(request).map(|()| true) } else { Ok(false) }
+    }
+
     /// Lets go of a file that is about to be removed.
     fn forget(&self, file: FileId);
 }
@@ -423,6 +454,24 @@ pub trait Reader: Send + Sync {
 pub trait ColdStore {
     /// Exactly these bytes.
     fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError>;
+
+    /// Copies of a file that can be read.
+    fn copies(&mut self, _file: FileId) -> usize {
+        1
+    }
+
+    /// The same from one of the copies, counted from 0.
+    fn read_copy(&mut self, _copy: usize, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
+        self.read(file, at, bytes)
+    }
+
+    /// Bytes free on its file system, where it says.
+    fn free_bytes(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// Of which class the next file is: that tells how many copies of it there will be.
+    fn place(&mut self, _class: crate::types::ClassId) {}
 
     /// An empty file to write to; one of that name is the remains of a crash and goes.
     fn create(&mut self, file: FileId) -> Result<(), DiskError>;
@@ -468,7 +517,7 @@ pub struct OpenedDisk {
 }
 
 /// Makes a cold store that takes at most so many bytes a second, and fails everything once the flag says so.
-pub type ColdOpener = Box<dyn FnOnce(Option<u64>, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send>;
+pub type ColdOpener = Arc<dyn Fn(Option<u64>, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send + Sync>;
 
 /// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
 /// backend that fits. The caller holds the directory's lock.
@@ -486,13 +535,26 @@ pub fn open_with_headroom(root: &Path, choice: BackendChoice, headroom_bytes: u6
     let disk: Box<dyn Disk> =
         if uring { Box::new(uring::UringDisk::open(dir.clone())?) } else { Box::new(plain::PlainDisk::open(dir.clone())?) };
     let reader = Arc::new(reader::BackgroundReader::start(dir.clone(), uring)?);
-    let cold: ColdOpener = Box::new(move |bandwidth_max, stop| Box::new(cold::ColdFiles::open(dir, uring, bandwidth_max, stop)));
+    let cold = cold_opener(dir, uring);
     if probe.uring_refused.is_some() {
         tracing::warn!("{probe}: acknowledgements cost some microseconds more without io_uring");
     } else {
         tracing::info!("{probe}");
     }
     Ok(OpenedDisk { disk, reader, cold, probe })
+}
+
+/// Opens a directory that holds cold segments only. The caller holds its lock.
+pub fn open_cold(root: &Path, choice: BackendChoice) -> Result<(Arc<dyn Reader>, ColdOpener), DiskError> {
+    let probe = probe::run(root, choice)?;
+    let dir = files::DataDir::new(root, probe.direct, probe.dsync_mode);
+    let uring = probe.backend == Backend::Uring;
+    let reader = Arc::new(reader::BackgroundReader::start(dir.clone(), uring)?);
+    Ok((reader, cold_opener(dir, uring)))
+}
+
+fn cold_opener(dir: files::DataDir, uring: bool) -> ColdOpener {
+    Arc::new(move |bandwidth_max, stop| Box::new(cold::ColdFiles::open(dir.clone(), uring, bandwidth_max, stop)))
 }
 
 #[cfg(test)]

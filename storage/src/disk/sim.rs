@@ -127,7 +127,7 @@ impl SimDisk {
     /// The cold tier on the same platters; with `ops_until_cut` the power goes at that operation.
     pub fn cold(&mut self, ops_until_cut: Option<u32>) -> SimCold {
         let rng = Rng::with_seed(self.rng.u64(..));
-        SimCold { store: Arc::clone(&self.store), rng, ops_until_cut, bytes_max: self.cold_bytes_max }
+        SimCold { store: Arc::clone(&self.store), rng, write_error: 0.0, ops_until_cut, bytes_max: self.cold_bytes_max }
     }
 
     /// Lets time pass; what is due then can be polled.
@@ -450,6 +450,8 @@ fn read_store(store: &Store, file: FileId, at: u64, bytes: usize) -> Result<Vec<
 pub struct SimCold {
     store: Arc<Mutex<Store>>,
     rng: Rng,
+    /// Chance that a write, or making it durable, fails.
+    pub write_error: f64,
     ops_until_cut: Option<u32>,
     bytes_max: usize,
 }
@@ -459,8 +461,12 @@ impl SimCold {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts an operation; an error when the power is gone.
+    /// Counts an operation; an error when the power is gone, or the disk is dead.
     fn power(&mut self, verb: DiskVerb, file: FileId) -> Result<(), DiskError> {
+        let fails = self.write_error > 0.0 && self.rng.f64() < self.write_error;
+        if self.store().dead || fails {
+            return Err(DiskError::Io { verb, file, errno: Errno::IO });
+        }
         match &mut self.ops_until_cut {
             Some(0) => Err(DiskError::Closed { verb, file }),
             Some(left) => {
@@ -480,6 +486,7 @@ impl ColdStore for SimCold {
     fn create(&mut self, file: FileId) -> Result<(), DiskError> {
         self.power(DiskVerb::Create, file)?;
         let mut store = self.store();
+        store.unreadable.retain(|(other, _)| *other != file);
         store.files.insert(file, Vec::new());
         store.unsealed.insert(file);
         Ok(())
@@ -493,7 +500,7 @@ impl ColdStore for SimCold {
             store
                 .files
                 .iter()
-                .filter(|(file, _)| matches!(file, FileId::Cold(_) | FileId::Promoted(_)))
+                .filter(|(file, _)| matches!(file, FileId::Cold(_) | FileId::Promoted(_) | FileId::Remade(_)))
                 .map(|(_, d)| d.len())
                 .sum()
         };
@@ -519,6 +526,10 @@ impl ColdStore for SimCold {
         let mut store = self.store();
         let data = store.files.remove(&from).ok_or(DiskError::Missing { verb: DiskVerb::Rename, file: from })?;
         store.files.insert(to, data);
+        // The sectors are those of the new file now.
+        store.unreadable.retain(|(other, _)| *other != to);
+        let moved = std::mem::take(&mut store.unreadable);
+        store.unreadable = moved.into_iter().map(|(file, sector)| (if file == from { to } else { file }, sector)).collect();
         Ok(())
     }
 
@@ -527,11 +538,16 @@ impl ColdStore for SimCold {
         let mut store = self.store();
         store.files.remove(&file);
         store.unsealed.remove(&file);
+        store.unreadable.retain(|(other, _)| *other != file);
         Ok(())
     }
 
     fn list(&mut self) -> Result<Vec<FileId>, DiskError> {
-        Ok(self.store().files.keys().filter(|file| matches!(file, FileId::Cold(_) | FileId::Promoted(_))).copied().collect())
+        if self.store().dead {
+            return Err(DiskError::Io { verb: DiskVerb::List, file: FileId::Cold(0), errno: Errno::IO });
+        }
+        let is_cold = |file: &&FileId| matches!(file, FileId::Cold(_) | FileId::Promoted(_) | FileId::Remade(_));
+        Ok(self.store().files.keys().filter(is_cold).copied().collect())
     }
 }
 

@@ -5,6 +5,7 @@ pub mod frame;
 pub mod segment;
 pub mod snapshot;
 pub mod superblock;
+pub mod volume;
 
 /// Everything on disk starts and ends on a multiple of this.
 pub const BLOCK: usize = crate::disk::BLOCK_BYTES;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::cold::manifest::{FLUSHED_KEY, Flushed};
 use crate::config::LogConfig;
-use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops, named_segments};
+use crate::core::{Change, Producer, RECORDS_PER_FRAME_MAX, decode_changes, decode_meta_ops, named_segments, named_volumes};
 use crate::format::frame::{Entry, EntryKind, FrameHeader};
 use crate::format::snapshot::{Item, REMEMBERED_MAX, Remembered};
 use crate::report::{Gap, OpenError, RecoveryReport};
@@ -294,6 +294,7 @@ impl Replay {
             tables.index_entries += partition.index.len();
         }
         tables.partitions = self.partitions;
+        named_volumes(&self.meta)?;
         for place in named_segments(&self.meta)? {
             tables.add_cold(*place);
         }

@@ -10,8 +10,8 @@
 //! - metadata, lanes and open partitions agree; starts never go back.
 //!
 //! Wide histories (two seeds of three) also have keyed partitions in a class that is compacted, look at everything during a life,
-//! search by timestamp, raise starts, and in runs with damage let cold files rot. They draw from a generator of their own, so the
-//! narrow ones stay what they were.
+//! search by timestamp, raise starts, and in runs with damage let cold files rot; those with two disks have a cold tier (`tier.rs`).
+//! They draw from a generator of their own, so the narrow ones stay what they were.
 //!
 //! One wide history of two also makes backups, which must hold what was acknowledged when they began (`backup.rs`).
 //!
@@ -23,15 +23,17 @@ mod client;
 mod keyed;
 mod model;
 pub(crate) mod pair;
+mod tier;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cold::job::{Job, JobError, Workshop};
+use crate::cold::stores::{StoreMap, Stores};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{ColdStore, Disk, DiskError};
 use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
@@ -128,6 +130,14 @@ pub struct Tally {
     pub backups_reused: u64,
     /// Backups given up, or cut off by the end of a life.
     pub backups_given_up: u64,
+    /// Cold segments made with one copy, where there are volumes.
+    pub single: u64,
+    /// And with two.
+    pub doubled: u64,
+    /// Copies of cold segments made afterwards.
+    pub copied: u64,
+    /// Reads that the second copy of a cold segment answered.
+    pub rescued: u64,
     /// Hash of everything that happened: equal for equal seeds.
     pub trace: u64,
 }
@@ -167,6 +177,10 @@ impl Tally {
         self.backups += other.backups;
         self.backups_reused += other.backups_reused;
         self.backups_given_up += other.backups_given_up;
+        self.single += other.single;
+        self.doubled += other.doubled;
+        self.copied += other.copied;
+        self.rescued += other.rescued;
         self.note(other.trace);
     }
 
@@ -218,7 +232,7 @@ fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
 fn run_with(seed: u64, mode: Mode, wide: bool, backups: bool) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
-            let mut world = pair::PairWorld::new(seed, mode);
+            let mut world = pair::PairWorld::new(seed, mode, wide);
             (world.history(), world.tally)
         }
         _ => {
@@ -255,6 +269,8 @@ struct World {
     /// Where they go.
     vault: crate::backup::memory::MemVault,
     backing_up: bool,
+    /// From this power cut on the log has a table of volumes.
+    volumes_from: u64,
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
@@ -291,6 +307,7 @@ impl World {
                 wal_bytes_max: rng.u64(4..10) * SEGMENT_BYTES,
                 merge_fan_in: rng.usize(2..5),
                 merged_bytes: rng.u64(50..1000) << 10,
+                scrub_bytes_per_s: None,
                 ..ColdConfig::default()
             }),
             ..LogConfig::new("simulated")
@@ -328,6 +345,7 @@ impl World {
             backups: None,
             vault: crate::backup::memory::MemVault::default(),
             backing_up: false,
+            volumes_from: u64::MAX,
             #[cfg(test)]
             after_crash: None,
         };
@@ -345,6 +363,7 @@ impl World {
             sort_memory_bytes: 30 << 10,
             wal_bytes_max: 6 * SEGMENT_BYTES,
             merge_fan_in: 3,
+            scrub_bytes_per_s: None,
             ..ColdConfig::default()
         });
         cold.merged_bytes = rng.u64(4..60) << 10;
@@ -360,6 +379,7 @@ impl World {
             retention_bytes: (rng.u32(0..6) == 0).then(|| rng.u64(50..200) << 10),
             delete_retention_ms: [0, 300_000, 3_000_000][rng.usize(0..3)],
             drop_oldest: rng.u32(0..3) == 0,
+            copies: None,
         };
         self.policies.push((COMPACTED, policy.clone()));
         self.disk.cold_rots = true;
@@ -435,6 +455,9 @@ impl World {
                     for (class, policy) in &self.policies {
                         engine.set_policy(*class, policy.clone());
                     }
+                    if self.tally.crashes >= self.volumes_from {
+                        engine.volume_found([7; 16], "simulated").map_err(|error| error.to_string())?;
+                    }
                     let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), self.disk.reader(), report.volume_id));
                     return Ok(Some(Life { engine, reads, report }));
                 }
@@ -496,8 +519,9 @@ impl World {
     fn work(&mut self, life: &mut Life, may_cut: bool) -> Result<(), String> {
         let Some(job) = self.job.take() else { return Ok(()) };
         let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
-        let mut store = self.disk.cold(cut);
         let view = Arc::clone(life.engine.view());
+        let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
+        let mut store = Stores::new(&mut stores, &view, vec![0]);
         let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
         let mut shop = Workshop {
             store: &mut store,
@@ -515,8 +539,8 @@ impl World {
             self.tally.jobs_cut += 1;
             return Ok(());
         }
-        if let Job::Remove { numbers } = &job {
-            numbers.iter().for_each(|number| life.reads.forget_cold(*number));
+        if let Job::Remove { files } = &job {
+            files.iter().for_each(|(number, _)| life.reads.forget_cold(*number));
         }
         life.engine.job_done(result);
         self.pump(life)?;

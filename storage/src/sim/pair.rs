@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::model::Model;
+use super::tier::{THIRD, Tier, TierLife};
 use super::{CRASHES_PER_SEED, Mode, SEGMENT_BYTES, Tally, outcome_hash};
 use crate::config::LogConfig;
 use crate::core::{Engine, Now, Output};
 use crate::disk::mirror::{CopyState, Member, MirrorControl, MirrorDisk, MirrorOptions, MirrorReader, prepare_target};
 use crate::disk::sim::{Faults, SimDisk};
+use crate::disk::volumes::VolumeReader;
 use crate::disk::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, FileId, Reader, Waker};
 use crate::read::ReadPath;
 use crate::recovery::pair::{Candidate, may_be_filled, pair, restore_files};
@@ -73,10 +75,10 @@ impl Disk for Shared {
 pub(super) struct PairWorld {
     mode: Mode,
     rng: fastrand::Rng,
-    disks: [Shared; 2],
-    faults: [Faults; 2],
-    config: LogConfig,
-    now: Now,
+    pub(super) disks: [Shared; 2],
+    pub(super) faults: [Faults; 2],
+    pub(super) config: LogConfig,
+    pub(super) now: Now,
     clock: Arc<AtomicU64>,
     model: Model,
     client: Client,
@@ -87,20 +89,23 @@ pub(super) struct PairWorld {
     /// The copy that may lack something: the only one that may be taken away.
     behind: Option<usize>,
     /// The disk that has rot, in runs with rot: the other one stays whole.
-    rotten: Option<usize>,
+    pub(super) rotten: Option<usize>,
+    /// Two histories of three have a cold tier; it draws from a generator of its own.
+    pub(super) tier: Option<Tier>,
 }
 
 /// One opened log.
-struct Life {
-    engine: Engine<usize>,
+pub(super) struct Life {
+    pub(super) engine: Engine<usize>,
     mirror: MirrorDisk,
-    control: Arc<MirrorControl>,
-    reads: Arc<ReadPath>,
-    report: RecoveryReport,
+    pub(super) control: Arc<MirrorControl>,
+    pub(super) reads: Arc<ReadPath>,
+    pub(super) report: RecoveryReport,
+    pub(super) tier: TierLife,
 }
 
 impl PairWorld {
-    pub(super) fn new(seed: u64, mode: Mode) -> PairWorld {
+    pub(super) fn new(seed: u64, mode: Mode, tiered: bool) -> PairWorld {
         let mut rng = fastrand::Rng::with_seed(seed);
         let segments = rng.u64(3..7);
         let config = LogConfig {
@@ -130,7 +135,7 @@ impl PairWorld {
             disks[rng.usize(0..2)].get().files_max = segments as usize + 1;
         }
         let client = Client::new(rng.u64(..));
-        PairWorld {
+        let mut world = PairWorld {
             mode,
             rng,
             disks,
@@ -145,12 +150,31 @@ impl PairWorld {
             opened: false,
             behind: None,
             rotten,
+            tier: None,
+        };
+        if tiered && matches!(mode, Mode::Mirror | Mode::MirrorRot) {
+            world.add_tier(seed);
         }
+        world
+    }
+
+    fn add_tier(&mut self, seed: u64) {
+        let mut tier = Tier::new(seed, self.rotten);
+        self.config.cold = Some(tier.config());
+        if tier.rng.bool() {
+            tier.third = Some(Shared::new(tier.rng.u64(..), Faults::default()));
+        }
+        if let Some(rotten) = self.rotten {
+            self.disks[rotten].get().cold_rots = true;
+        }
+        self.tier = Some(tier);
     }
 
     pub(super) fn history(&mut self) -> Result<(), String> {
         while self.tally.crashes < CRASHES_PER_SEED {
+            self.renew_third();
             let Some(mut life) = self.open()? else { return Ok(()) };
+            self.life_begins();
             self.model.check(&life.engine, &life.reads, &life.report, &mut self.tally)?;
             self.client.recovered(&life.engine, &mut self.model);
             self.tally.torn_tails += u64::from(life.report.torn_tail);
@@ -165,18 +189,29 @@ impl PairWorld {
             }
             for _ in 0..actions {
                 self.act(&mut life)?;
+                if self.is_dark() {
+                    break;
+                }
             }
-            if self.rng.u32(0..8) == 0 {
+            if !self.is_dark() && self.rng.u32(0..8) == 0 {
                 // Everything that rot has left must be readable while the log works, too.
                 self.check_reads(&mut life)?;
             }
-            if self.rng.u32(0..10) == 0 {
+            if !self.is_dark() && self.rng.u32(0..10) == 0 {
                 life.engine.begin_shutdown();
                 self.settle(&mut life)?;
             }
             self.tally.recycled += life.engine.view().stats_mut().recycled;
             self.tally.fenced += u64::from(life.engine.failed().is_some());
             self.look(&life);
+            self.look_at_volumes(&life);
+            {
+                let stats = life.engine.view().stats_mut();
+                self.tally.merged += stats.merged_from_bytes;
+                self.tally.expired += stats.segments_expired;
+                self.tally.rescued += life.engine.view().reads.rescued.load(Ordering::Relaxed);
+            }
+            self.tally.sorted += life.engine.view().tables().cold.len() as u64;
             drop(life);
             self.crash();
         }
@@ -198,6 +233,12 @@ impl PairWorld {
 
     fn crash(&mut self) {
         self.tally.crashes += 1;
+        if let Some(tier) = &mut self.tier {
+            tier.crash();
+            if let Some(third) = &tier.third {
+                third.get().power_cut();
+            }
+        }
         for disk in &self.disks {
             disk.get().power_cut();
             let fingerprint = disk.get().fingerprint();
@@ -222,6 +263,10 @@ impl PairWorld {
     fn replace(&mut self, side: usize) {
         self.disks[side] = Shared::new(self.rng.u64(..), self.faults[side]);
         self.disks[side].get().advance(self.now.monotonic);
+        if let Some(tier) = &mut self.tier {
+            tier.fresh_uuid(side);
+            self.disks[side].get().cold_rots = tier.rotten == Some(side);
+        }
     }
 
     /// Which copy is not there for this opening, if any. The whole one always is.
@@ -239,10 +284,11 @@ impl PairWorld {
             self.replace(side);
             self.behind = Some(side);
         }
-        if self.disks[side].get().is_dead() || self.rng.u32(0..6) == 0 {
+        let spare = self.can_spare(side);
+        if self.disks[side].get().is_dead() || (self.rng.u32(0..6) == 0 && spare) {
             return Some(side);
         }
-        if self.rng.u32(0..12) == 0 {
+        if self.rng.u32(0..12) == 0 && spare {
             self.replace(side);
             self.tally.replaced += 1;
             self.behind = Some(side);
@@ -291,6 +337,9 @@ impl PairWorld {
             clock: Box::new(move || Duration::from_nanos(clock.load(Ordering::Relaxed))),
         };
         self.advance();
+        // The one whose WAL counts in front.
+        let mut volumes: Vec<usize> = plan.in_step.iter().filter_map(|member| member.name.parse().ok()).collect();
+        volumes.extend([0, 1, THIRD].into_iter().filter(|n| !volumes.contains(n) && away != Some(*n)).collect::<Vec<_>>());
         let mut mirror = MirrorDisk::new(plan, options);
         let restored = restore_files(&mut mirror)?;
         let (limits, opening, mut report) = recover(&mut mirror, &self.config, self.now, [[1; 16], [2; 16]])?;
@@ -298,12 +347,28 @@ impl PairWorld {
         target.fill(&mut mirror)?;
         let control = mirror.control();
         let engine = Engine::new(limits, opening);
-        let reader = Arc::new(MirrorReader(Arc::clone(&control)));
+        let tier = TierLife::default();
+        let wal = Arc::new(MirrorReader(Arc::clone(&control)));
+        let reader = Arc::new(VolumeReader { wal, disks: Arc::clone(&tier.disks), view: Arc::clone(engine.view()) });
         let reads = Arc::new(ReadPath::new(Arc::clone(engine.view()), reader as Arc<dyn Reader>, report.volume_id));
-        Ok(Life { engine, mirror, control, reads, report })
+        let mut life = Life { engine, mirror, control, reads, report, tier };
+        self.find_volumes(&mut life, &volumes).map_err(OpenError::BadConfig)?;
+        Ok(life)
+    }
+
+    fn is_dark(&self) -> bool {
+        self.tier.as_ref().is_some_and(|tier| tier.dark)
     }
 
     fn act(&mut self, life: &mut Life) -> Result<(), String> {
+        match self.tier.as_mut().map_or(9, |tier| tier.rng.u32(0..40)) {
+            0..8 => self.work(life, true)?,
+            8 => self.disturb_volumes(life)?,
+            _ => {}
+        }
+        if self.is_dark() {
+            return Ok(());
+        }
         match self.rng.u32(0..200) {
             0..140 => {
                 let (append, ticket) = self.client.next(&mut self.model);
@@ -326,20 +391,22 @@ impl PairWorld {
             }
             194..196 => self.disturb(life),
             196 => self.let_go(life),
-            _ => self.attach(life),
+            _ => self.attach(life)?,
         }
         self.pump(life)
     }
 
     /// One of two copies hangs, dies or comes to; the last one stays as it is.
     fn disturb(&mut self, life: &Life) {
+        self.look_at_volumes(life);
         let side = self.rotten.unwrap_or_else(|| self.rng.usize(0..2));
         let spared = life.control.status().in_step() < 2 && self.state_of(life, side) != CopyState::Filling;
+        let spare = self.can_spare(side);
         let mut disk = self.disks[side].get();
         if disk.hangs {
             disk.hangs = false;
         } else if !spared && self.disks[1 - side].0.lock().is_ok_and(|other| !other.hangs && !other.is_dead()) {
-            if self.rng.u32(0..4) == 0 {
+            if self.rng.u32(0..4) == 0 && spare {
                 disk.die();
                 self.tally.died += 1;
             } else {
@@ -357,12 +424,15 @@ impl PairWorld {
     }
 
     /// A copy that is out comes back, as it is or as a new disk. As behind a lock: not before its old operations are over.
-    fn attach(&mut self, life: &mut Life) {
-        let Some(side) = (0..2).find(|side| self.state_of(life, *side) == CopyState::Offline) else { return };
-        let Some(survivor) = life.control.survivor() else { return };
+    fn attach(&mut self, life: &mut Life) -> Result<(), String> {
+        let Some(side) = (0..2).find(|side| self.state_of(life, *side) == CopyState::Offline) else { return Ok(()) };
+        let Some(survivor) = life.control.survivor() else { return Ok(()) };
         self.advance();
-        if self.disks[side].get().is_dead() || self.rng.u32(0..3) == 0 {
+        self.look_at_volumes(life);
+        let forgotten = self.is_forgotten(life, side);
+        if self.disks[side].get().is_dead() || forgotten || (self.rng.u32(0..3) == 0 && self.can_spare(side)) {
             self.replace(side);
+            self.lose_volume(life, side);
             self.tally.replaced += 1;
         }
         {
@@ -370,16 +440,17 @@ impl PairWorld {
             disk.hangs = false;
             disk.poll(Some(Duration::ZERO), &mut Vec::new());
             if !disk.is_idle() {
-                return;
+                return Ok(());
             }
         }
         let mut member = self.member(side);
         // A copy that was declared behind but never told so may claim to be the log when its peer is not marked: refused then.
-        let Ok(generation) = may_be_filled(member.disk.as_mut(), &survivor, &member.name) else { return };
+        let Ok(generation) = may_be_filled(member.disk.as_mut(), &survivor, &member.name) else { return Ok(()) };
         member.copy_id = self.fresh_id();
         if let Ok(generation) = prepare_target(member.disk.as_mut(), &survivor, member.copy_id, generation) {
             drop(life.control.attach(member, generation));
         }
+        self.find_volume(life, side)
     }
 
     fn advance(&self) {
@@ -388,7 +459,7 @@ impl PairWorld {
     }
 
     /// Everything that is due.
-    fn pump(&mut self, life: &mut Life) -> Result<(), String> {
+    pub(super) fn pump(&mut self, life: &mut Life) -> Result<(), String> {
         self.advance();
         loop {
             let mut completions = Vec::new();
@@ -446,6 +517,7 @@ impl PairWorld {
             if life.engine.is_closed() {
                 return Ok(());
             }
+            self.work(life, false)?;
             self.pass_time(life)?;
         }
         Err("the log does not shut down".to_owned())
@@ -455,6 +527,10 @@ impl PairWorld {
         for (id, op) in out.ops {
             self.tally.note(id);
             life.mirror.submit(id, op);
+        }
+        for job in out.jobs {
+            self.tally.note(42);
+            self.tier.as_mut().ok_or("a job without a cold tier")?.takes(job)?;
         }
         for (ticket, outcome) in out.outcomes {
             self.tally.note(ticket as u64 ^ outcome_hash(&outcome));

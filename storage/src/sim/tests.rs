@@ -234,34 +234,34 @@ fn control_two_lying_disks_are_caught() {
 /// test of that alone.
 #[test]
 fn new_records_of_a_partition_whose_old_ones_are_gone_can_be_read() {
-    run(12, Mode::Mirror).unwrap();
+    run_as(12, Mode::Mirror, false).unwrap();
 }
 
 /// Found by this seed: the survivor failed when both superblocks were to say that both are in step, and went on saying that it was
 /// alone, as did the other one when it went on without it.
 #[test]
 fn a_survivor_that_fails_while_the_other_copy_joins_does_not_split_the_log() {
-    run(58, Mode::Mirror).unwrap();
+    run_as(58, Mode::Mirror, false).unwrap();
 }
 
 /// Found by this seed: both copies had lost a segment's header and one had a piece of its first frame, which told recovery of the
 /// segment; alone, the other copy then missed it.
 #[test]
 fn what_tells_of_a_segment_is_on_both_copies() {
-    run(182, Mode::Mirror).unwrap();
+    run_as(182, Mode::Mirror, false).unwrap();
 }
 
 /// Found by this seed: a file made on both copies just before the survivor's were listed was copied as well, over newer frames.
 #[test]
 fn filling_a_copy_does_not_go_over_what_is_newer() {
-    run(605, Mode::Mirror).unwrap();
+    run_as(605, Mode::Mirror, false).unwrap();
 }
 
 /// Found by this seed: a torn superblock write on one copy was followed by one over its only good slot, because the other copy's
 /// slots were taken for both.
 #[test]
 fn each_copy_keeps_a_good_superblock_of_its_own() {
-    run(1166, Mode::Mirror).unwrap();
+    run_as(1166, Mode::Mirror, false).unwrap();
 }
 
 /// The seed that found it: a write that went astray had left a good frame behind damage, where the sorter took it for one in its place,
@@ -269,4 +269,30 @@ fn each_copy_keeps_a_good_superblock_of_its_own() {
 #[test]
 fn the_sorter_takes_no_frame_that_went_astray() {
     run(4104, Mode::Damage).unwrap();
+}
+
+/// What was written without a table of volumes is on volume 0, which the log's directory becomes.
+#[test]
+fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
+    let mut sorted = 0;
+    for seed in 0..12 {
+        let mut world = World::new(seed, Mode::Power, true);
+        world.volumes_from = 8;
+        world.history().unwrap();
+        sorted += world.tally.sorted;
+    }
+    assert!(sorted > 100, "{sorted} cold segments");
+}
+
+/// The seed that found it: a volume that had died kept the sorter trying to clean it, and nothing else was done.
+#[test]
+fn a_dead_volume_does_not_stop_the_sorter() {
+    run(355, Mode::Mirror).unwrap();
+}
+
+/// The seed that found it: after a failed read the disk was spared, which changed the order of the copies, and the same one was asked
+/// again.
+#[test]
+fn each_copy_is_asked_once() {
+    run(4, Mode::MirrorRot).unwrap();
 }

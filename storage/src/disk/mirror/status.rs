@@ -101,6 +101,15 @@ impl MirrorControl {
         }
     }
 
+    /// Names of the copies that hold everything, the one that is read first in front; and of those that are out.
+    pub fn names(&self) -> (Vec<String>, Vec<String>) {
+        let state = self.state();
+        let name = |side: usize| state.sides[side].as_ref().map(|side| side.name.clone());
+        let whole = [state.first, 1 - state.first].into_iter().filter(|side| state.readers[*side].is_some());
+        let is_out = |side: &usize| state.sides[*side].as_ref().is_some_and(|side| side.state == CopyState::Offline);
+        (whole.filter_map(name).collect(), (0..2).filter(is_out).filter_map(name).collect())
+    }
+
     /// The log's latest superblock, where it says durably that its copy is alone: only then may another one be filled from it.
     pub fn survivor(&self) -> Option<Superblock> {
         let state = self.state();

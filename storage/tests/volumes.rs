@@ -1,0 +1,260 @@
+//! Cold segments on several directories: two copies, one lost, one rotten; directories told apart at start, attached, drained and
+//! let go of while the log runs.
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use support::*;
+use weir_storage::*;
+
+fn tiered(dir: &Path) -> LogConfig {
+    let cold = ColdConfig {
+        sort_bytes: 256 << 10,
+        sort_memory_bytes: 200 << 10,
+        wal_bytes_max: 1 << 20,
+        merge_fan_in: 16,
+        missing_patience: Duration::ZERO,
+        ..ColdConfig::default()
+    };
+    LogConfig { cold: Some(cold), ..small(dir) }
+}
+
+/// The WAL in `a` and `b`.
+fn pair(root: &Path) -> LogConfig {
+    LogConfig { mirror_dir: Some(root.join("b")), ..tiered(&root.join("a")) }
+}
+
+/// The WAL in `a`, cold segments in `c` as well.
+fn beside(root: &Path) -> LogConfig {
+    LogConfig { cold_dirs: vec![root.join("c")], ..tiered(&root.join("a")) }
+}
+
+/// Waits until it holds; the sorter works on a thread of its own.
+fn until(what: &str, log: &LogHandle, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what} does not happen: {:?}", log.volumes());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn value(n: u32) -> Vec<u8> {
+    (0..3000_u32).map(|i| (i.wrapping_mul(n.wrapping_mul(2_654_435_761) | 1) >> 13) as u8).collect()
+}
+
+fn fill(log: &LogHandle, range: std::ops::Range<u32>) {
+    for n in range {
+        offset(log.append_blocking(append(P, &[&value(n)])));
+    }
+}
+
+fn check_all(log: &LogHandle, count: u32) {
+    let found = read_all(log, P, 0);
+    let expected: Vec<(i64, Vec<u8>)> = (0..count).map(|n| (i64::from(n), value(n))).collect();
+    assert!(found == expected, "{} of {count} records", found.len());
+}
+
+fn quiet(log: &LogHandle) {
+    // The WAL keeps fewer segments than are full: what can be sorted is, and nothing is under way.
+    until("rest", log, || {
+        let before = log.stats();
+        std::thread::sleep(Duration::from_millis(30));
+        let after = log.stats();
+        !after.cold_busy && before.sorted_to_bytes == after.sorted_to_bytes && before.merged_to_bytes == after.merged_to_bytes
+    });
+}
+
+fn cold_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir.join("cold")).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn flip_all(path: &Path, range: std::ops::Range<usize>) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let end = range.end.min(bytes.len());
+    bytes[range.start..end].iter_mut().for_each(|byte| *byte ^= 1);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn each_volume_has_every_segment_and_one_alone_has_everything() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    quiet(&handle);
+    let status = handle.volumes();
+    assert_eq!(status.iter().map(|volume| volume.number).collect::<Vec<_>>(), [0, 1]);
+    assert!(status.iter().all(|volume| volume.segments > 0 && volume.only_copies == 0), "{status:?}");
+    log.shutdown().unwrap();
+    let (a, b) = (cold_files(&root.path().join("a")), cold_files(&root.path().join("b")));
+    assert!(!a.is_empty() && a.len() == b.len());
+    for (a, b) in a.iter().zip(&b) {
+        assert!(std::fs::read(a).unwrap() == std::fs::read(b).unwrap(), "{a:?}");
+    }
+
+    // The disk of the first directory is lost, and another one comes in its place.
+    std::fs::remove_dir_all(root.path().join("a")).unwrap();
+    let (log, report) = Log::open(LogConfig { accept_degraded: true, ..pair(root.path()) }).unwrap();
+    let handle = log.handle();
+    assert_eq!(report.volume_problems.len(), 1, "{:?}", report.volume_problems);
+    check_all(&handle, 600);
+    until("copying", &handle, || {
+        handle.volumes().iter().any(|volume| volume.number == 2 && volume.segments > 0)
+            && handle.stats().cold_copies_owed == 0
+            && handle.stats().cold_copies_made > 0
+            && handle.volumes().iter().all(|volume| volume.only_copies == 0)
+    });
+    log.shutdown().unwrap();
+    // Now the other one.
+    std::fs::remove_dir_all(root.path().join("b")).unwrap();
+    let (log, _) = Log::open(LogConfig { accept_degraded: true, ..tiered(&root.path().join("a")) }).unwrap();
+    check_all(&log.handle(), 600);
+}
+
+#[test]
+fn a_rotten_copy_is_read_from_the_other_one_and_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    log.handle().append_blocking(open_partition(P));
+    fill(&log.handle(), 0..600);
+    until("sorting", &log.handle(), || log.handle().stats().recycled >= 2);
+    quiet(&log.handle());
+    log.shutdown().unwrap();
+    // Different halves of the same segment on each, and one file is gone.
+    let (a, b) = (cold_files(&root.path().join("a")), cold_files(&root.path().join("b")));
+    let before: Vec<Vec<u8>> = b.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    let middle = std::fs::metadata(&a[0]).unwrap().len() as usize / 2;
+    flip_all(&a[0], 0..middle);
+    flip_all(&b[0], 2 * middle - 8192..usize::MAX);
+    std::fs::remove_file(a.last().unwrap()).unwrap();
+
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    let handle = log.handle();
+    check_all(&handle, 600);
+    assert!(handle.stats().cold_reads_rescued > 0, "{:?}", handle.stats());
+    until("mending", &handle, || handle.stats().cold_copies_made >= 3);
+    check_all(&handle, 600);
+    log.shutdown().unwrap();
+    for ((a, b), before) in a.iter().zip(&b).zip(before) {
+        for path in [a, b] {
+            // What was merged since is gone.
+            if let Ok(now) = std::fs::read(path) {
+                assert!(now == before, "{path:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_the_volume_it_should_be_is_named_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, report) = Log::open(beside(root.path())).unwrap();
+    assert!(report.volume_problems.is_empty(), "{:?}", report.volume_problems);
+    log.handle().append_blocking(open_partition(P));
+    fill(&log.handle(), 0..600);
+    until("sorting", &log.handle(), || log.handle().stats().recycled >= 2);
+    quiet(&log.handle());
+    assert!(log.handle().volumes().iter().all(|volume| volume.segments > 0), "{:?}", log.handle().volumes());
+    log.shutdown().unwrap();
+    let (other, _) = Log::open(tiered(&root.path().join("other"))).unwrap();
+    other.handle().append_blocking(open_partition(P));
+    fill(&other.handle(), 0..600);
+    until("sorting", &other.handle(), || other.handle().stats().recycled >= 2);
+    other.shutdown().unwrap();
+
+    let away = root.path().join("away");
+    std::fs::rename(root.path().join("c"), &away).unwrap();
+    let problems = |dir: &str| {
+        let config = LogConfig { cold_dirs: vec![root.path().join(dir)], ..beside(root.path()) };
+        let (log, report) = Log::open(config).unwrap();
+        check_all(&log.handle(), 600);
+        log.shutdown().unwrap();
+        report.volume_problems.join("\n")
+    };
+    // The disk is not mounted: there is an empty directory.
+    std::fs::create_dir(root.path().join("c")).unwrap();
+    assert!(problems("c").contains("may not be mounted"));
+    assert!(!root.path().join("c/volume").exists() && cold_files(&root.path().join("c")).is_empty());
+    // Somebody else's disk.
+    let before = cold_files(&root.path().join("other"));
+    assert!(problems("other").contains("it is a volume of log"));
+    assert_eq!(cold_files(&root.path().join("other")), before);
+    // Its own disk, whose identity was lost, and damaged.
+    let identity = std::fs::read(away.join("volume")).unwrap();
+    std::fs::remove_file(away.join("volume")).unwrap();
+    assert!(problems("away").contains("no file `volume`"));
+    std::fs::write(away.join("volume"), &identity[..100]).unwrap();
+    assert!(problems("away").contains("is damaged"));
+    // Mounted elsewhere it is the same volume.
+    std::fs::write(away.join("volume"), &identity).unwrap();
+    assert_eq!(problems("away"), "");
+}
+
+#[test]
+fn what_only_a_missing_volume_has_is_a_gap_until_it_is_back() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(beside(root.path())).unwrap();
+    let handle = log.handle();
+    handle.set_class_policy(ClassId(0), ClassPolicy { copies: Some(1), ..ClassPolicy::default() });
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..900);
+    until("sorting", &handle, || handle.stats().recycled >= 4);
+    quiet(&handle);
+    handle.volume_drain(0, true).unwrap();
+    until("draining", &handle, || handle.volumes()[0].segments == 0);
+    check_all(&handle, 900);
+    log.shutdown().unwrap();
+    std::fs::rename(root.path().join("c"), root.path().join("away")).unwrap();
+
+    let (log, report) = Log::open(beside(root.path())).unwrap();
+    assert!(!report.volume_problems.is_empty());
+    let handle = log.handle();
+    assert!(matches!(read(&handle, P, 0, 1), Err(ReadError::Gap { from: 0, .. })), "{:?}", read(&handle, P, 0, 1));
+    assert!(handle.volume_forget(1, false).is_err(), "it holds the only copies");
+    // The disk comes back while the log works, in another slot.
+    assert_eq!(handle.volume_attach(&root.path().join("away")).unwrap(), 1);
+    check_all(&handle, 900);
+}
+
+#[test]
+fn volumes_come_and_go_while_the_log_works() {
+    let root = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(tiered(&root.path().join("a"))).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    assert!(handle.volume_drain(0, true).is_err() && handle.volume_forget(0, true).is_err(), "it is the only one");
+    for (number, dir) in [(1, "b"), (2, "c")] {
+        assert_eq!(handle.volume_attach(&root.path().join(dir)).unwrap(), number);
+        assert!(handle.volume_attach(&root.path().join("a")).is_ok(), "it is what it was");
+        fill(&handle, number as u32 * 600..(number as u32 + 1) * 600);
+        until("second copies", &handle, || {
+            handle.volumes()[usize::from(number)].segments > 0 && handle.volumes().iter().all(|volume| volume.only_copies == 0)
+        });
+    }
+    check_all(&handle, 1800);
+    // Taken out, and missed for too long: what it had is copied to where it is not.
+    handle.volume_detach(1).unwrap();
+    assert!(std::fs::File::open(root.path().join("b/LOCK")).is_ok());
+    check_all(&handle, 1800);
+    until("copies elsewhere", &handle, || handle.volumes()[1].segments == 0);
+    handle.volume_forget(1, false).unwrap();
+    until("forgetting", &handle, || handle.volumes()[1].usage == VolumeUse::Gone);
+    let refused = handle.volume_attach(&root.path().join("b")).unwrap_err();
+    assert!(refused.to_string().contains("detached for good"), "{refused}");
+    check_all(&handle, 1800);
+    log.shutdown().unwrap();
+    let config = LogConfig { cold_dirs: vec![root.path().join("c")], ..tiered(&root.path().join("a")) };
+    let (log, report) = Log::open(config).unwrap();
+    assert_eq!(report.volume_problems, Vec::<String>::new());
+    check_all(&log.handle(), 1800);
+}
