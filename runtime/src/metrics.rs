@@ -142,6 +142,16 @@ pub struct Levels {
     pub cold_dropped_for_space: Level,
     /// Records that compaction left out since the start.
     pub records_compacted: Level,
+    /// Copies of the log that hold everything.
+    pub log_copies: Level,
+    /// Copies of cold segments that are owed.
+    pub cold_copies_owed: Level,
+    /// Copies found damaged or missing since the start.
+    pub cold_copies_damaged: Level,
+    /// Cold segments of which something is damaged on every copy.
+    pub cold_segments_lost: Level,
+    /// Bytes read by the scrub since the start.
+    pub scrubbed_bytes: Level,
     /// Bytes written to the disk for each byte of record batches, since the start.
     pub write_amplification: Gauge<f64, AtomicU64>,
 }
@@ -165,6 +175,11 @@ impl Levels {
         self.cold_expired.set(stats.segments_expired);
         self.cold_dropped_for_space.set(stats.segments_dropped_for_space);
         self.records_compacted.set(stats.records_compacted);
+        self.log_copies.set(stats.copies);
+        self.cold_copies_owed.set(stats.cold_copies_owed);
+        self.cold_copies_damaged.set(stats.cold_copies_damaged);
+        self.cold_segments_lost.set(stats.cold_segments_lost);
+        self.scrubbed_bytes.set(stats.scrubbed_bytes);
         self.write_amplification.set(write_amplification(stats).unwrap_or(0.0));
     }
 }
@@ -226,7 +241,7 @@ impl Metrics {
 
     fn register_levels(&mut self) {
         let levels = &self.levels;
-        let gauges: [(&str, &str, &Level); 22] = [
+        let gauges: [(&str, &str, &Level); 27] = [
             ("ingest_in_flight_bytes", "Received and not yet durable", &levels.ingest_bytes_in_flight),
             ("topics", "Topics", &levels.topics),
             ("partitions", "Partitions", &levels.partitions),
@@ -249,6 +264,11 @@ impl Metrics {
             ("cold_segments_expired", "Cold segments that retention removed since the start", &levels.cold_expired),
             ("cold_segments_dropped", "Cold segments removed for want of space since the start", &levels.cold_dropped_for_space),
             ("records_compacted", "Records that compaction left out since the start", &levels.records_compacted),
+            ("log_copies", "Copies of the log that hold everything", &levels.log_copies),
+            ("cold_copies_owed", "Copies of cold segments that are owed", &levels.cold_copies_owed),
+            ("cold_copies_damaged", "Copies of cold segments found damaged since the start", &levels.cold_copies_damaged),
+            ("cold_segments_lost", "Cold segments of which something is damaged on every copy", &levels.cold_segments_lost),
+            ("scrubbed_bytes", "Bytes of cold segments read to check them since the start", &levels.scrubbed_bytes),
         ];
         for (name, help, gauge) in gauges {
             self.registry.register(name, help, gauge.clone());

@@ -183,6 +183,12 @@ pub(crate) fn log_config(config: &Config) -> LogConfig {
         Backend::Plain => BackendChoice::Plain,
     };
     log.accept_fenced = section.accept_fenced;
+    log.accept_degraded = section.accept_degraded;
+    log.mirror_patience = Duration::from_millis(section.copy_patience_ms);
+    log.mirror_fill_bytes_per_s = section.fill_bytes_max;
+    let mut dirs = config.volume.iter().map(|volume| volume.dir.clone());
+    log.mirror_dir = dirs.next();
+    log.cold_dirs = dirs.collect();
     log.cold = cold_config(&config.cold);
     // With a cold tier retention is a matter of classes: see `broker/classes.rs`.
     if log.cold.is_none() {
@@ -204,6 +210,9 @@ fn cold_config(section: &ColdSection) -> Option<ColdConfig> {
         wal_bytes_max: section.log_bytes_max,
         key_map_bytes_max: section.key_map_bytes_max as usize,
         bandwidth_bytes_max: Some(section.bandwidth_bytes_max).filter(|bytes| *bytes > 0),
+        scrub_bytes_per_s: Some(section.scrub_bytes_max).filter(|bytes| *bytes > 0),
+        scrub_every: Duration::from_millis(section.scrub_every_ms),
+        missing_patience: Duration::from_millis(section.missing_patience_ms),
         ..ColdConfig::default()
     })
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use weir_storage::disk::DiskProbe;
 use weir_storage::{LogStats, RecoveryReport};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, disks_json};
 use crate::config::Config;
 use crate::metrics::write_amplification;
 
@@ -55,6 +55,7 @@ impl NodeStatus {
             "ready": self.broker.log().stats().failed.is_none(),
             "recovery": self.recovery,
             "disk": disk_json(self.broker.log().probe()),
+            "disks": disks_json(self.broker.log()),
             "cold": cold_json(&self.broker.log().stats()),
             "backup": self.broker.backup_json(),
             "log": log_json(&self.broker.log().stats()),
@@ -145,5 +146,12 @@ fn cold_json(stats: &LogStats) -> Value {
         "segments_expired": stats.segments_expired,
         "segments_dropped_for_space": stats.segments_dropped_for_space,
         "records_compacted": stats.records_compacted,
+        "copies_owed": stats.cold_copies_owed,
+        "bytes_owed": stats.cold_bytes_owed,
+        "copies_made": stats.cold_copies_made,
+        "copies_damaged": stats.cold_copies_damaged,
+        "segments_lost": stats.cold_segments_lost,
+        "reads_rescued": stats.cold_reads_rescued,
+        "scrubbed_bytes": stats.scrubbed_bytes,
     })
 }

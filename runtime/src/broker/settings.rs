@@ -20,16 +20,18 @@ const RETENTION_BYTES: &str = "retention.bytes";
 const CLEANUP_POLICY: &str = "cleanup.policy";
 const DELETE_RETENTION_MS: &str = "delete.retention.ms";
 const WHEN_FULL: &str = "when.full";
+const COPIES: &str = "copies";
 
 const TIME: &str = "a time in ms, or with a unit such as 7d, or -1 for no limit";
 const SIZE: &str = "a number of bytes, or a size such as 10GiB, of the whole topic, or -1 for no limit";
 const TOMBSTONE: &str = "a time in ms, or with a unit such as 1d";
 const POLICIES: &str = "delete, compact, or compact,delete";
 const FULL: &str = "reject or drop_oldest";
+const ONE_OR_TWO: &str = "1 or 2";
 
 /// Whether a setting says how records are kept.
 fn is_about_keeping(key: &str) -> bool {
-    matches!(key, RETENTION_MS | RETENTION_BYTES | CLEANUP_POLICY | DELETE_RETENTION_MS | WHEN_FULL)
+    matches!(key, RETENTION_MS | RETENTION_BYTES | CLEANUP_POLICY | DELETE_RETENTION_MS | WHEN_FULL | COPIES)
 }
 
 /// The settings that say how records are kept, in one order, so that equal ones can be told.
@@ -82,6 +84,13 @@ pub(crate) fn policy(settings: &[(String, String)], defaults: &ClassPolicy) -> R
                     _ => return Err(wrong(FULL)),
                 };
             }
+            COPIES => {
+                policy.copies = match value.as_str() {
+                    "1" => Some(1),
+                    "2" => Some(2),
+                    _ => return Err(wrong(ONE_OR_TWO)),
+                };
+            }
             _ => {}
         }
     }
@@ -106,7 +115,7 @@ pub(crate) fn check(settings: &[(String, String)]) -> Result<(), Refusal> {
         if !is_about_keeping(key) && key != "description" && !key.starts_with("x-") {
             return wrong(format!(
                 "{key:?} is no topic setting; known are {RETENTION_MS}, {RETENTION_BYTES}, {CLEANUP_POLICY}, {DELETE_RETENTION_MS}, \
-                 {WHEN_FULL}, description, and labels beginning with x-"
+                 {WHEN_FULL}, {COPIES}, description, and labels beginning with x-"
             ));
         }
         if key.len() > SETTING_BYTES_MAX || value.len() > SETTING_BYTES_MAX {
@@ -145,6 +154,7 @@ mod tests {
         assert_eq!((compacted.compact, compacted.delete, compacted.delete_retention_ms), (true, false, 0));
         let both = of(&[("cleanup.policy", "delete,compact"), ("retention.bytes", "1GiB")]);
         assert_eq!((both.compact, both.delete, both.retention_bytes), (true, true, Some(1 << 30)));
+        assert_eq!((node.copies, of(&[("copies", "1")]).copies), (None, Some(1)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod cert;
 mod check;
 mod connect;
 mod consume;
+mod disk;
 mod dump;
 mod failure;
 mod format;
@@ -78,6 +79,8 @@ enum Command {
     Cert(cert::CertArgs),
     /// Measures a node over the real protocol
     Bench(bench::BenchArgs),
+    /// The node's disks: shows, adds, drains, replaces them
+    Disk(disk::DiskArgs),
     /// Checks a stopped node's data directory: reads everything, changes nothing
     Check(check::CheckArgs),
     /// Backs up a node, running or stopped; lists and verifies backups
@@ -133,6 +136,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Pipeline(args) => block_on(pipeline::run(args)),
         Command::Cert(args) => cert::run(args),
         Command::Bench(args) => block_on_one_thread(bench::run(args)),
+        Command::Disk(args) => block_on(disk::run(args)),
         Command::Check(args) => check::run(args),
         Command::Backup(args) => backup::run(args),
         Command::Restore(args) => restore::run(args),

@@ -91,6 +91,14 @@ fn single_values(config: &Config, origins: &Origins) -> Result<(), ConfigError> 
     if config.node.data_dir.as_os_str().is_empty() {
         return Err(origins.wrong("node.data_dir", "a directory".to_owned(), "empty".to_owned()));
     }
+    if config.volume.iter().any(|volume| volume.dir == config.node.data_dir) {
+        let wanted = "another directory than each volume.dir".to_owned();
+        return Err(origins.wrong("node.data_dir", wanted, format!("{:?}", config.node.data_dir)));
+    }
+    if config.volume.len() > 1 && !config.cold.enabled {
+        let wanted = "true where there is more than one [[volume]]".to_owned();
+        return Err(origins.wrong("cold.enabled", wanted, "false".to_owned()));
+    }
     if !config.node.id.is_empty() && !is_uuid(&config.node.id) {
         let wanted = "a UUID such as 7c9e6679-7425-40de-944b-e07fc1f90ae7, or \"\"".to_owned();
         return Err(origins.wrong("node.id", wanted, format!("{:?}", config.node.id)));
@@ -116,7 +124,7 @@ fn is_uuid(text: &str) -> bool {
 }
 
 /// The least each of these may be for the node to work at all.
-fn floors(config: &Config) -> [(&'static str, u64, u64); 24] {
+fn floors(config: &Config) -> [(&'static str, u64, u64); 27] {
     let (log, limits, quic, pipeline) = (&config.log, &config.limits, &config.quic, &config.pipeline);
     let cold = &config.cold;
     [
@@ -128,6 +136,9 @@ fn floors(config: &Config) -> [(&'static str, u64, u64); 24] {
         ("log.index_entries_max", log.index_entries_max, 1024),
         ("cold.sort_bytes", cold.sort_bytes, 1 << 20),
         ("cold.sort_age_ms", cold.sort_age_ms, 1000),
+        ("cold.scrub_every_ms", cold.scrub_every_ms, 1000),
+        ("log.copy_patience_ms", log.copy_patience_ms, 10),
+        ("log.fill_bytes_max", log.fill_bytes_max, 1 << 20),
         ("cold.sort_memory_bytes", cold.sort_memory_bytes, 1 << 20),
         ("cold.key_map_bytes_max", cold.key_map_bytes_max, 64 << 10),
         ("limits.batch_bytes_max", limits.batch_bytes_max.into(), 1024),

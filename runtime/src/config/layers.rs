@@ -14,6 +14,7 @@ use serde::de::IntoDeserializer;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::lists;
 use super::units::{Unit, parse_bytes, parse_duration_ms};
 use super::{Config, DEFAULT_TOML};
 
@@ -162,7 +163,8 @@ impl Origins {
 /// Values by section and key, with where each came from.
 struct Merged {
     values: BTreeMap<(String, String), (Value, Origin)>,
-    acl: (Vec<Value>, Vec<Origin>),
+    /// Of each section that is a list: its items.
+    lists: BTreeMap<&'static str, Vec<(Value, Origin)>>,
 }
 
 /// All layers into one configuration whose values fit their keys.
@@ -187,7 +189,7 @@ fn defaults() -> Result<Merged, ConfigError> {
     let table: Table = DEFAULT_TOML
         .parse()
         .map_err(|error: toml::de::Error| ConfigError::Syntax { origin: Origin::Default, message: error.message().to_owned() })?;
-    let mut merged = Merged { values: BTreeMap::new(), acl: (Vec::new(), Vec::new()) };
+    let mut merged = Merged { values: BTreeMap::new(), lists: lists::SECTIONS.map(|section| (section, Vec::new())).into() };
     for (section, value) in table {
         match value {
             Value::Table(keys) => {
@@ -196,8 +198,10 @@ fn defaults() -> Result<Merged, ConfigError> {
                     merged.values.insert((section.clone(), key), (value, Origin::Default));
                 }
             }
-            Value::Array(rules) => {
-                merged.acl = (rules.clone(), vec![Origin::Default; rules.len()]);
+            Value::Array(items) => {
+                if let Some(list) = merged.lists.get_mut(section.as_str()) {
+                    *list = items.into_iter().map(|item| (item, Origin::Default)).collect();
+                }
             }
             _ => {}
         }
@@ -214,15 +218,15 @@ fn apply_file(merged: &mut Merged, path: &Path, text: &str) -> Result<(), Config
     for (section, value) in document.get_ref() {
         let name = section.get_ref().as_ref();
         match value.get_ref() {
-            DeValue::Array(rules) if name == "acl" => {
-                let mut acl = (Vec::new(), Vec::new());
-                for rule in rules.iter() {
-                    acl.0.push(owned(rule.get_ref(), &at(rule.span()))?);
-                    acl.1.push(at(rule.span()));
-                }
-                merged.acl = acl;
+            DeValue::Array(items) if merged.lists.contains_key(name) => {
+                let item = |item: &toml::Spanned<DeValue<'_>>| {
+                    let origin = at(item.span());
+                    Ok((lists::beside(directory, name, owned(item.get_ref(), &origin)?), origin))
+                };
+                let items = items.iter().map(item).collect::<Result<_, _>>()?;
+                *merged.lists.get_mut(name).expect("it was there") = items;
             }
-            DeValue::Table(keys) if name != "acl" => {
+            DeValue::Table(keys) if !merged.lists.contains_key(name) => {
                 for (key, value) in keys {
                     let origin = at(key.span());
                     let mut value = owned(value.get_ref(), &origin)?;
@@ -236,11 +240,11 @@ fn apply_file(merged: &mut Merged, path: &Path, text: &str) -> Result<(), Config
             }
             other => {
                 merged.known_section(name, &at(section.span()))?;
-                let wanted = if name == "acl" { "rules written as [[acl]]" } else { "a section" };
+                let is_list = merged.lists.contains_key(name);
                 return Err(ConfigError::Value {
                     origin: at(section.span()),
                     key: name.to_owned(),
-                    wanted: wanted.to_owned(),
+                    wanted: if is_list { format!("a list written as [[{name}]]") } else { "a section".to_owned() },
                     found: other.type_str().to_owned(),
                 });
             }
@@ -278,7 +282,7 @@ impl Merged {
     fn sections(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.values.keys().map(|(section, _)| section.as_str()).collect();
         names.dedup();
-        names.push("acl");
+        names.extend(self.lists.keys());
         names
     }
 
@@ -294,8 +298,8 @@ impl Merged {
     fn apply(&mut self, setting: Setting) -> Result<(), ConfigError> {
         let Setting { section, key, value, origin } = setting;
         self.known_section(&section, &origin)?;
-        if section == "acl" {
-            let wanted = "rules of the configuration file, written as [[acl]]".to_owned();
+        if self.lists.contains_key(section.as_str()) {
+            let wanted = format!("a list in the configuration file, written as [[{section}]]");
             return Err(ConfigError::Value { origin, key: section, wanted, found: "a single value".to_owned() });
         }
         let name = (section, key);
@@ -316,10 +320,11 @@ impl Merged {
             let keys = root.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
             keys.as_table_mut().expect("sections are tables").insert(key.clone(), value.clone());
         }
-        for (rule, origin) in self.acl.0.iter().zip(&self.acl.1) {
-            check_rule(rule, origin)?;
+        for (section, items) in &self.lists {
+            lists::check(section, items)?;
+            let items = items.iter().map(|(item, _)| item.clone()).collect();
+            root.insert((*section).to_owned(), Value::Array(items));
         }
-        root.insert("acl".to_owned(), Value::Array(self.acl.0.clone()));
         match Config::deserialize(Value::Table(root.clone()).into_deserializer()) {
             Ok(config) => {
                 let origins = self.values.into_iter().map(|(name, (_, origin))| (name, origin)).collect();
@@ -403,46 +408,7 @@ fn with_unit(section: &str, key: &str, value: Value, origin: &Origin) -> Result<
     }
 }
 
-fn check_rule(rule: &Value, origin: &Origin) -> Result<(), ConfigError> {
-    let wrong = |key: &str, wanted: &str, found: String| ConfigError::Value {
-        origin: origin.clone(),
-        key: format!("acl.{key}"),
-        wanted: wanted.to_owned(),
-        found,
-    };
-    let Some(rule) = rule.as_table() else {
-        return Err(wrong("rule", "a table with principal, topic and allow", rule.to_string()));
-    };
-    for (key, value) in rule {
-        match (key.as_str(), value) {
-            ("principal" | "topic", Value::String(pattern)) => {
-                if pattern.is_empty() || pattern.trim_end_matches('*').contains('*') || pattern.ends_with("**") {
-                    let wanted = "a name, or a prefix with one * at its end";
-                    return Err(wrong(key, wanted, format!("{pattern:?}")));
-                }
-            }
-            ("allow", Value::Array(rights)) => {
-                for right in rights {
-                    if !matches!(right.as_str(), Some("produce" | "consume" | "admin")) {
-                        let wanted = "a list of \"produce\", \"consume\" and \"admin\"";
-                        return Err(wrong(key, wanted, right.to_string()));
-                    }
-                }
-            }
-            ("principal" | "topic", other) => return Err(wrong(key, "a string", other.to_string())),
-            ("allow", other) => return Err(wrong(key, "a list", other.to_string())),
-            _ => return Err(unknown(origin, "key", &format!("acl.{key}"), ["principal", "topic", "allow"].into_iter())),
-        }
-    }
-    for key in ["principal", "allow"] {
-        if !rule.contains_key(key) {
-            return Err(wrong(key, "given in every rule", "left out".to_owned()));
-        }
-    }
-    Ok(())
-}
-
-fn unknown<'a>(origin: &Origin, what: &'static str, key: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+pub(super) fn unknown<'a>(origin: &Origin, what: &'static str, key: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
     let written = key.rsplit('.').next().unwrap_or(key);
     let prefix = &key[..key.len() - written.len()];
     let best = known
@@ -466,7 +432,7 @@ fn is_path(section: &str, key: &str) -> bool {
     matches!((section, key), ("node", "data_dir") | ("backup", "dir") | ("quic", "cert" | "key" | "client_ca"))
 }
 
-fn beside(directory: &Path, value: Value) -> Value {
+pub(super) fn beside(directory: &Path, value: Value) -> Value {
     match value {
         Value::String(path) if !path.is_empty() => match directory.join(&path).into_os_string().into_string() {
             Ok(joined) => Value::String(joined),

@@ -6,6 +6,7 @@
 
 mod check;
 mod layers;
+mod lists;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub trace: TraceConfig,
     pub acl: Vec<AclRule>,
+    pub volume: Vec<VolumeSection>,
 }
 
 /// `[node]`
@@ -98,6 +100,9 @@ pub struct LogSection {
     pub metadata_bytes_max: u64,
     pub index_entries_max: u64,
     pub accept_fenced: bool,
+    pub accept_degraded: bool,
+    pub copy_patience_ms: u64,
+    pub fill_bytes_max: u64,
 }
 
 /// `[cold]`
@@ -112,6 +117,9 @@ pub struct ColdSection {
     pub key_map_bytes_max: u64,
     pub log_bytes_max: u64,
     pub bandwidth_bytes_max: u64,
+    pub scrub_bytes_max: u64,
+    pub scrub_every_ms: u64,
+    pub missing_patience_ms: u64,
 }
 
 /// `[backup]`
@@ -121,6 +129,14 @@ pub struct ColdSection {
 pub struct BackupSection {
     pub dir: PathBuf,
     pub bandwidth_bytes_max: u64,
+}
+
+/// `[[volume]]`: a further disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct VolumeSection {
+    pub dir: PathBuf,
 }
 
 /// How the log talks to the disk.

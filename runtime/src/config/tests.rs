@@ -154,6 +154,26 @@ fn a_rule_with_a_wrong_word_is_refused_where_it_stands() {
 }
 
 #[test]
+fn volumes_are_directories_of_their_own_beside_the_file() {
+    assert!(Config::defaults().volume.is_empty());
+    let config = from_file("[[volume]]\ndir = \"/mnt/b\"\n\n[[volume]]\ndir = \"c\"\n").expect("valid");
+    let dirs: Vec<_> = config.volume.iter().map(|volume| volume.dir.clone()).collect();
+    assert!(dirs[0] == "/mnt/b" && dirs[1].ends_with("c") && dirs[1].is_absolute(), "{dirs:?}");
+    for (volume, wanted) in [
+        ("[[volume]]\npath = \"/b\"", "unknown key `volume.path`"),
+        ("[[volume]]", "line 1: volume.dir must be a directory on a disk of its own, but it is left out"),
+        ("[[volume]]\ndir = 7", "volume.dir must be a directory on a disk of its own, but it is 7"),
+        ("[[volume]]\ndir = \"/b\"\n[[volume]]\ndir = \"/b\"", "line 3: volume must be given once"),
+        ("[volume]\ndir = \"/b\"", "volume must be a list written as [[volume]]"),
+        ("[node]\ndata_dir = \"/b\"\n[[volume]]\ndir = \"/b\"", "node.data_dir"),
+        ("[cold]\nenabled = false\n[[volume]]\ndir = \"/b\"\n[[volume]]\ndir = \"/c\"", "cold.enabled"),
+    ] {
+        let error = sentence(from_file(volume));
+        assert!(error.contains(wanted), "{volume:?} gave: {error}");
+    }
+}
+
+#[test]
 fn little_memory_makes_smaller_buffers_that_still_fit_each_other() {
     let defaults = Config::defaults();
     for mib in [64_u64, 128, 256, 512] {

@@ -11,6 +11,7 @@ mod guests;
 mod addresses;
 mod admin;
 mod bench;
+mod disks;
 mod ends;
 mod pipelines;
 mod produce;

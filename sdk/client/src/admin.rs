@@ -201,6 +201,32 @@ impl Admin {
         self.json(Request::StopBackup).await
     }
 
+    /// The node's disks, JSON.
+    pub async fn list_disks(&self) -> Result<String, ClientError> {
+        self.json(Request::ListDisks).await
+    }
+
+    /// Adds an empty directory of the node's machine as a disk. Answers the disk, JSON.
+    pub async fn add_disk(&self, dir: &str) -> Result<String, ClientError> {
+        self.json(Request::AddDisk { dir: dir.to_owned() }).await
+    }
+
+    /// Has everything that a disk holds moved to the others; with `drain` false, not any more.
+    pub async fn drain_disk(&self, number: u8, drain: bool) -> Result<(), ClientError> {
+        self.done(Request::DrainDisk { number, drain }).await
+    }
+
+    /// Puts an empty directory in the place of a disk, and lets go of that, unless it holds what no other has; with `force` that is
+    /// lost. Answers the new disk, JSON.
+    pub async fn replace_disk(&self, number: u8, dir: &str, force: bool) -> Result<String, ClientError> {
+        self.json(Request::ReplaceDisk { number, force, dir: dir.to_owned() }).await
+    }
+
+    /// Lets go of a disk for good, unless it holds what no other has; with `force` that is lost.
+    pub async fn remove_disk(&self, number: u8, force: bool) -> Result<(), ClientError> {
+        self.done(Request::RemoveDisk { number, force }).await
+    }
+
     /// How the node is, JSON.
     pub async fn status(&self) -> Result<String, ClientError> {
         self.json(Request::Status).await

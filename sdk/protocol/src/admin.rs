@@ -58,6 +58,11 @@ operations! {
     StartBackup = 19, "start_backup";
     BackupStatus = 20, "backup_status";
     StopBackup = 21, "stop_backup";
+    ListDisks = 22, "list_disks";
+    AddDisk = 23, "add_disk";
+    DrainDisk = 24, "drain_disk";
+    ReplaceDisk = 25, "replace_disk";
+    RemoveDisk = 26, "remove_disk";
 }
 
 /// For [`Request::ListOffsets`]: the high watermark.
@@ -138,6 +143,11 @@ pub enum Request {
     StartBackup { dir: String, keep: u32 },
     BackupStatus,
     StopBackup,
+    ListDisks,
+    AddDisk { dir: String },
+    DrainDisk { number: u8, drain: bool },
+    ReplaceDisk { number: u8, force: bool, dir: String },
+    RemoveDisk { number: u8, force: bool },
 }
 
 impl Request {
@@ -165,6 +175,11 @@ impl Request {
             Request::StartBackup { .. } => Operation::StartBackup,
             Request::BackupStatus => Operation::BackupStatus,
             Request::StopBackup => Operation::StopBackup,
+            Request::ListDisks => Operation::ListDisks,
+            Request::AddDisk { .. } => Operation::AddDisk,
+            Request::DrainDisk { .. } => Operation::DrainDisk,
+            Request::ReplaceDisk { .. } => Operation::ReplaceDisk,
+            Request::RemoveDisk { .. } => Operation::RemoveDisk,
         }
     }
 
@@ -218,6 +233,19 @@ impl Request {
             }
             Operation::BackupStatus => Request::BackupStatus,
             Operation::StopBackup => Request::StopBackup,
+            Operation::ListDisks => Request::ListDisks,
+            Operation::AddDisk => Request::AddDisk { dir: body.text("add_disk.dir")? },
+            Operation::DrainDisk => {
+                Request::DrainDisk { number: body.u8("drain_disk.number")?, drain: read_bool(body, "drain_disk.drain")? }
+            }
+            Operation::ReplaceDisk => Request::ReplaceDisk {
+                number: body.u8("replace_disk.number")?,
+                force: read_bool(body, "replace_disk.force")?,
+                dir: body.text("replace_disk.dir")?,
+            },
+            Operation::RemoveDisk => {
+                Request::RemoveDisk { number: body.u8("remove_disk.number")?, force: read_bool(body, "remove_disk.force")? }
+            }
         })
     }
 
@@ -275,13 +303,25 @@ impl Request {
                 out.put_u32_le(*keep);
                 Ok(())
             }
+            Request::AddDisk { dir } => put_text(out, "add_disk.dir", dir),
+            Request::ReplaceDisk { number, force, dir } => {
+                out.put_u8(*number);
+                out.put_u8(*force as u8);
+                put_text(out, "replace_disk.dir", dir)
+            }
+            Request::DrainDisk { number, drain: flag } | Request::RemoveDisk { number, force: flag } => {
+                out.put_u8(*number);
+                out.put_u8(*flag as u8);
+                Ok(())
+            }
             Request::ListTopics
             | Request::ListGroups
             | Request::ListPlugins
             | Request::ListPipelines
             | Request::Status
             | Request::BackupStatus
-            | Request::StopBackup => Ok(()),
+            | Request::StopBackup
+            | Request::ListDisks => Ok(()),
         }
     }
 }
@@ -320,7 +360,8 @@ impl Message for RequestFrame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the table in FORMAT.md describes each field")]
 pub enum Answer {
-    /// delete_topic, set_topic, commit_offsets, delete_group, delete_plugin, detach_pipeline, and put_plugin_part before the last.
+    /// delete_topic, set_topic, commit_offsets, delete_group, delete_plugin, detach_pipeline, drain_disk, remove_disk, and
+    /// put_plugin_part before the last.
     Done,
     TopicCreated {
         partitions: u32,
@@ -337,7 +378,7 @@ pub enum Answer {
     Pipeline {
         revision: u64,
     },
-    /// list_plugins, list_pipelines, status, start_backup, backup_status, stop_backup.
+    /// list_plugins, list_pipelines, status, start_backup, backup_status, stop_backup, list_disks, add_disk, replace_disk.
     Json(String),
 }
 
@@ -371,8 +412,13 @@ impl Answer {
             | Operation::Status
             | Operation::StartBackup
             | Operation::BackupStatus
-            | Operation::StopBackup => Answer::Json(body.text("answer.json")?),
+            | Operation::StopBackup
+            | Operation::ListDisks
+            | Operation::AddDisk
+            | Operation::ReplaceDisk => Answer::Json(body.text("answer.json")?),
             Operation::DeleteTopic
+            | Operation::DrainDisk
+            | Operation::RemoveDisk
             | Operation::SetTopic
             | Operation::CommitOffsets
             | Operation::DeleteGroup

@@ -150,6 +150,11 @@ fn request() -> impl Strategy<Value = Request> {
         (text(), any::<u32>()).prop_map(|(dir, keep)| Request::StartBackup { dir, keep }),
         (any::<u32>(), any::<bool>(), blob()).prop_map(|(upload, last, part)| Request::PutPluginPart { upload, last, part }),
         (text(), vec((text(), text()), 0..3)).prop_map(|(topic, settings)| Request::SetTopic { topic, settings }),
+        Just(Request::ListDisks),
+        text().prop_map(|dir| Request::AddDisk { dir }),
+        any::<(u8, bool)>().prop_map(|(number, drain)| Request::DrainDisk { number, drain }),
+        (any::<(u8, bool)>(), text()).prop_map(|((number, force), dir)| Request::ReplaceDisk { number, force, dir }),
+        any::<(u8, bool)>().prop_map(|(number, force)| Request::RemoveDisk { number, force }),
     ]
 }
 
@@ -175,6 +180,7 @@ fn answer() -> impl Strategy<Value = (Operation, Answer)> {
         (text(), text()).prop_map(|(name, version)| (Operation::PutPluginPart, Answer::Plugin { name, version })),
         any::<u64>().prop_map(|revision| (Operation::AttachPipeline, Answer::Pipeline { revision })),
         text().prop_map(|json| (Operation::Status, Answer::Json(json))),
+        text().prop_map(|json| (Operation::AddDisk, Answer::Json(json))),
     ]
 }
 

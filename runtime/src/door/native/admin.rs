@@ -115,6 +115,13 @@ async fn answer(session: &Session, request: Request) -> Result<Answer, Refusal> 
         Request::StartBackup { dir, keep } => Answer::Json(broker.start_backup(principal, &dir, keep)?.to_string()),
         Request::BackupStatus => Answer::Json(broker.backup_status(principal)?.to_string()),
         Request::StopBackup => Answer::Json(broker.stop_backup(principal)?.to_string()),
+        Request::ListDisks => Answer::Json(broker.list_disks(principal)?.to_string()),
+        Request::AddDisk { dir } => Answer::Json(broker.add_disk(principal, dir).await?.to_string()),
+        Request::DrainDisk { number, drain } => done(broker.drain_disk(principal, number, drain).await)?,
+        Request::ReplaceDisk { number, force, dir } => {
+            Answer::Json(broker.replace_disk(principal, number, dir, force).await?.to_string())
+        }
+        Request::RemoveDisk { number, force } => done(broker.remove_disk(principal, number, force).await)?,
         Request::PutPluginPart { .. } => {
             return Err(Refusal::Internal { reason: "an upload's part was not gathered".to_owned() });
         }

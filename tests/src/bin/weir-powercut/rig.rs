@@ -29,6 +29,8 @@ const LOAD: Load = Load { producers: 2, under_way_max: 200, value_bytes_max: 400
 const PROGRESS_MIN: u64 = 300;
 /// A busy node writes a few hundred times long before.
 const CUT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A sorter that has changed nothing for so long has nothing to do.
+const QUIET: Duration = Duration::from_millis(1500);
 const PROGRESS_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Of all scenarios of a run.
@@ -46,32 +48,56 @@ pub(crate) struct Rig {
     node: Option<Node>,
     volume: Volume,
     pub(crate) disk: Arc<Disk>,
+    /// The second one holds copies of what is on the first; the third one is a spare.
+    others: Vec<Other>,
     pub(crate) site: Site,
     pub(crate) random: fastrand::Rng,
     pub(crate) cuts: u32,
     hard_disk: bool,
+    /// Of the node, without further disks.
+    config: String,
     dir: tempfile::TempDir,
 }
 
+/// A further disk.
+#[derive(Debug)]
+struct Other {
+    volume: Volume,
+    disk: Arc<Disk>,
+}
+
+impl Other {
+    fn data(&self) -> PathBuf {
+        self.volume.root().join("data")
+    }
+}
+
 impl Rig {
-    /// A fresh file system, a node on it, producers at work.
-    pub(crate) async fn make(settings: &Settings, kind: Kind, seed: u64) -> Result<Rig, String> {
+    /// Fresh file systems on so many disks, a node on the first two of them, producers at work.
+    pub(crate) async fn make(settings: &Settings, kind: Kind, seed: u64, disks: u64) -> Result<Rig, String> {
         let text = |error: std::io::Error| error.to_string();
         let dir = tempfile::Builder::new().prefix("weir-powercut-").tempdir().map_err(text)?;
         let disk = Disk::new(DISK_BYTES, seed);
         let volume = Volume::make(kind, Arc::clone(&disk), &dir.path().join("disk"))?;
+        let other = |number: u64| {
+            let disk = Disk::new(DISK_BYTES, seed ^ number);
+            let volume = Volume::make(kind, Arc::clone(&disk), &dir.path().join(format!("disk-{number}")))?;
+            Ok(Other { volume, disk })
+        };
+        let others = (1..disks).map(other).collect::<Result<Vec<Other>, String>>()?;
         let config = format!(
             "[log]\nsegment_bytes = {SEGMENT_BYTES}\nframe_bytes_max = {FRAME_BYTES_MAX}\nretention_bytes = {RETENTION_BYTES}\n\
              [cold]\nsort_bytes = {SORT_BYTES}\nlog_bytes_max = {LOG_BYTES_MAX}\nsort_memory_bytes = {SORT_BYTES}\n\
              [limits]\nbatch_bytes_max = \"400KiB\"\n"
         );
-        let site = Site::make_with_data(&settings.weir, &dir.path().join("node"), &volume.root().join("data"), &config);
+        let with_second = with_volume(&config, others.first());
+        let site = Site::make_with_data(&settings.weir, &dir.path().join("node"), &volume.root().join("data"), &with_second);
         let site = site.map_err(text)?;
         let node = start(&site)?;
         load::create_topic(&site).await?;
         let fleet = Fleet::start(&site, LOAD);
         let random = fastrand::Rng::with_seed(seed);
-        Ok(Rig { fleet, node: Some(node), volume, disk, site, random, cuts: 0, hard_disk: false, dir })
+        Ok(Rig { fleet, node: Some(node), volume, disk, others, site, random, cuts: 0, hard_disk: false, config, dir })
     }
 
     /// Lets the producers work: some acknowledgements, and then a random while.
@@ -95,9 +121,10 @@ impl Rig {
 
     /// The same at the n-th write from now: however short the disk's work is beside the pauses, the cut hits it.
     pub(crate) async fn power_cut_at_write(&mut self, writes: u32) -> Result<(), String> {
-        self.disk.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
+        let hit = Arc::clone(self.random_disk());
+        hit.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
         let begin = Instant::now();
-        while self.disk.is_on() && begin.elapsed() < CUT_WAIT_MAX {
+        while hit.is_on() && begin.elapsed() < CUT_WAIT_MAX {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.power_cut(Cut::Any).await
@@ -109,13 +136,24 @@ impl Rig {
         self.fleet.kill().await;
     }
 
+    fn random_disk(&mut self) -> &Arc<Disk> {
+        let disks: Vec<&Arc<Disk>> = std::iter::once(&self.disk).chain(self.others.iter().map(|other| &other.disk)).collect();
+        disks[self.random.usize(0..disks.len())]
+    }
+
+    /// All disks lose it, one after another.
     fn end_of_power(&mut self, cut: Cut) {
         self.disk.cut(cut);
+        self.others.iter().for_each(|other| other.disk.cut(cut));
         if let Some(node) = self.node.take() {
             node.kill();
         }
         self.volume.unplug();
         self.disk.replug();
+        for other in &mut self.others {
+            other.volume.unplug();
+            other.disk.replug();
+        }
         self.cuts += 1;
         let delays = if self.hard_disk { Delays::HARD_DISK } else { Delays::default() };
         self.disk.set(|faults| faults.delays = delays);
@@ -130,7 +168,7 @@ impl Rig {
     pub(crate) async fn cut_while_starting(&mut self, writes: u32) -> Result<(), String> {
         self.disk.set(|faults| faults.cut_at_write = Some((writes, Cut::Any)));
         let begin = Instant::now();
-        if self.volume.plug().is_ok() {
+        if self.mount().is_ok() {
             self.node = Some(self.site.spawn().map_err(|error| error.to_string())?);
             let ready = |site: &Site| http_status(site.http, "/readyz") == Some(200);
             while self.disk.is_on() && !ready(&self.site) && begin.elapsed() < Duration::from_secs(30) {
@@ -144,7 +182,37 @@ impl Rig {
 
     /// After a power cut: mounts what is there.
     pub(crate) fn mount(&mut self) -> Result<(), String> {
-        self.volume.plug().map_err(|error| format!("the file system does not mount after a power cut: {error}"))
+        let volumes = std::iter::once(&mut self.volume).chain(self.others.iter_mut().map(|other| &mut other.volume));
+        for volume in volumes {
+            volume.plug().map_err(|error| format!("the file system does not mount after a power cut: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// The disk that holds copies of what is on the first.
+    pub(crate) fn second(&self) -> &Arc<Disk> {
+        &self.others[0].disk
+    }
+
+    /// The spare disk takes the place of the second one, while the node runs, and in its configuration. Returns when everything has
+    /// two copies again, and how long that took.
+    pub(crate) async fn replace_second(&mut self) -> Result<Duration, String> {
+        let spare = self.others[1].data();
+        let begin = Instant::now();
+        let dir = spare.to_str().ok_or("the spare disk's path is no text")?;
+        let said = self.site.run_as("admin", &["disk", "replace", "1", dir], "").map_err(|error| error.to_string())?;
+        if !said.status.success() {
+            return Err(format!("weir disk replace: {}", String::from_utf8_lossy(&said.stderr)));
+        }
+        while (self.metric("weir_log_copies")?, self.metric("weir_cold_copies_owed")?) != (2, 0) {
+            if begin.elapsed() > PROGRESS_WAIT_MAX {
+                return Err(format!("after {PROGRESS_WAIT_MAX:?} there are no two copies; the node says:\n{}", self.said(20)));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let took = begin.elapsed();
+        self.site.configure(&with_volume(&self.config, self.others.get(1))).map_err(|error| error.to_string())?;
+        Ok(took)
     }
 
     /// After `mount`: the node comes back.
@@ -176,18 +244,37 @@ impl Rig {
 
     /// The same with producers that are dead.
     pub(crate) async fn compare(&mut self) -> Result<Verdict, String> {
+        self.settle().await?;
         let ledger = load::read_back(&self.site).await?;
         // What is missing at the beginning may only be missing if what is left is still what was asked for.
-        if self.cold_batch_bytes()? >= RETENTION_BYTES {
+        if self.metric("weir_cold_batch_bytes")? >= RETENTION_BYTES {
             self.fleet.retire(&ledger);
         }
         Ok(ledger.check(&self.fleet.promises()))
     }
 
-    fn cold_batch_bytes(&self) -> Result<u64, String> {
+    /// Waits until retention has caught up with what was written: it must not overtake whoever reads from the beginning.
+    async fn settle(&self) -> Result<(), String> {
+        let names = ["weir_cold_sorted_bytes", "weir_cold_merged_bytes", "weir_cold_segments_expired"];
+        let moved = || names.iter().map(|name| self.metric(name)).collect::<Result<Vec<u64>, String>>();
+        let (begin, mut before) = (Instant::now(), moved()?);
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = moved()?;
+            if now == before {
+                return Ok(());
+            }
+            if begin.elapsed() > PROGRESS_WAIT_MAX {
+                return Err(format!("after {PROGRESS_WAIT_MAX:?} the node still sorts, though nobody writes"));
+            }
+            before = now;
+        }
+    }
+
+    fn metric(&self, name: &str) -> Result<u64, String> {
         let metrics = http_get(self.site.http, "/metrics").ok_or("the node shows no metrics")?;
-        let bytes = metrics.lines().find_map(|line| line.strip_prefix("weir_cold_batch_bytes ")?.trim().parse::<u64>().ok());
-        bytes.ok_or_else(|| "the node's metrics do not count what is in cold segments".to_owned())
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
+        value.ok_or_else(|| format!("the node's metrics have no {name}"))
     }
 
     /// Does the node serve?
@@ -228,11 +315,12 @@ impl Rig {
 
     /// Keeps the node's log and an image of the disk.
     pub(crate) fn keep_evidence(self) -> String {
-        let Rig { fleet, node, volume, disk, dir, .. } = self;
+        let Rig { fleet, node, volume, disk, others, dir, .. } = self;
         // The image is of the platters: no cut may change them any more.
         disk.die();
         let saved = disk.save(&dir.path().join("disk.img"));
-        drop((fleet, node, volume));
+        others.iter().for_each(|other| other.disk.die());
+        drop((fleet, node, volume, others));
         let path = dir.keep();
         match saved {
             Ok(()) => format!("evidence: {0}/node/node.log, {0}/disk.img", path.display()),
@@ -243,6 +331,13 @@ impl Rig {
 
 fn start(site: &Site) -> Result<Node, String> {
     site.start().map_err(|error| tail(&error, 20))
+}
+
+fn with_volume(config: &str, other: Option<&Other>) -> String {
+    match other {
+        Some(other) => format!("{config}[[volume]]\ndir = {:?}\n", other.data()),
+        None => config.to_owned(),
+    }
 }
 
 fn tail(text: &str, lines: usize) -> String {

@@ -41,6 +41,12 @@ pub(crate) enum Scenario {
     Stall,
     /// The disk is gone, and comes back
     Death,
+    /// Power cuts of two disks that hold the same
+    PairCuts,
+    /// One disk of two is gone, is replaced, and then the other one is gone
+    PairDeath,
+    /// One disk of two says nothing for 5 seconds
+    PairStall,
     /// Control: flushes do nothing
     LyingFlush,
     /// Control: the kernel sends no flush
@@ -54,6 +60,14 @@ impl Scenario {
 
     fn is_control(self) -> bool {
         matches!(self, Scenario::LyingFlush | Scenario::NoFlush)
+    }
+
+    fn disks(self) -> u64 {
+        match self {
+            Scenario::PairDeath => 3,
+            Scenario::PairCuts | Scenario::PairStall => 2,
+            _ => 1,
+        }
     }
 
     /// The same whichever other scenarios run.
@@ -77,7 +91,7 @@ pub(crate) async fn run(settings: &Settings, scenario: Scenario, kind: Kind) -> 
         notes: Vec::new(),
         error: None,
     };
-    match Rig::make(settings, kind, seed).await {
+    match Rig::make(settings, kind, seed, scenario.disks()).await {
         Ok(mut rig) => {
             let done = act(&mut rig, settings, scenario, &mut row).await;
             (row.error, row.cuts) = (done.err(), rig.cuts);
@@ -97,7 +111,9 @@ pub(crate) async fn run(settings: &Settings, scenario: Scenario, kind: Kind) -> 
 
 async fn act(rig: &mut Rig, settings: &Settings, scenario: Scenario, row: &mut Row) -> Result<(), String> {
     match scenario {
-        Scenario::Cuts => cuts(rig, settings.cuts, row).await,
+        Scenario::Cuts | Scenario::PairCuts => cuts(rig, settings.cuts, row).await,
+        Scenario::PairDeath => pair_death(rig, row).await,
+        Scenario::PairStall => pair_stall(rig, row).await,
         Scenario::WriteError => failure(rig, row, |rig| rig.set(|faults| faults.writes_to_fail = 1)).await,
         Scenario::FlushError => failure(rig, row, |rig| rig.set(|faults| faults.flushes_to_fail = 1)).await,
         Scenario::Stall => stall(rig, row).await,
@@ -215,6 +231,61 @@ async fn stall(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
         rig.mount()?;
         rig.start()?;
         row.verdict = rig.check().await?;
+    }
+    Ok(())
+}
+
+/// One disk of two dies: nothing fails, and nobody waits long. A spare takes its place; then the other one dies, too.
+async fn pair_death(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
+    rig.work().await?;
+    let (without, dying) = (rig.fleet.slowest(), "while one disk died");
+    rig.second().die();
+    one_slow_commit(rig, row, dying).await?;
+    let took = rig.replace_second().await?;
+    row.notes.push(format!(
+        "two copies again {} ms after the replacement; slowest before: {} ms",
+        took.as_millis(),
+        without.as_millis()
+    ));
+    rig.fleet.slowest();
+    rig.disk.die();
+    one_slow_commit(rig, row, "while the other one died").await?;
+    // The one that died first comes back with what it had then.
+    rig.power_cut(Cut::Any).await?;
+    rig.mount()?;
+    rig.start()?;
+    rig.work().await?;
+    row.verdict = rig.check().await?;
+    Ok(())
+}
+
+/// One disk of two says nothing for a while: it is let go of, and the other one goes on.
+async fn pair_stall(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
+    rig.work().await?;
+    rig.fleet.slowest();
+    rig.second().stall(STALL);
+    one_slow_commit(rig, row, "while one disk said nothing").await?;
+    tokio::time::sleep(STALL).await;
+    row.verdict = rig.check().await?;
+    if row.verdict.holds() {
+        rig.work().await?;
+        rig.power_cut(Cut::Any).await?;
+        rig.mount()?;
+        rig.start()?;
+        row.verdict = rig.check().await?;
+    }
+    Ok(())
+}
+
+/// The producers go on, having waited far less than the disk is away.
+async fn one_slow_commit(rig: &mut Rig, row: &mut Row, when: &str) -> Result<(), String> {
+    rig.work().await?;
+    tokio::time::sleep(SILENCE).await;
+    rig.work().await?;
+    let slowest = rig.fleet.slowest();
+    row.notes.push(format!("the slowest acknowledgement {when}: {} ms; the node {}", slowest.as_millis(), rig.condition()));
+    if !rig.is_ready() || slowest >= STALL {
+        return Err("one disk of two is away, and more than one commit was slow".into());
     }
     Ok(())
 }
