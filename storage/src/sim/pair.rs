@@ -314,6 +314,12 @@ impl PairWorld {
                 }
                 Err(OpenError::Disk(DiskError::Closed { .. })) => self.crash(),
                 Err(OpenError::MirrorMissing { .. }) if !accept && (away.is_some() || self.behind.is_some()) => accept = true,
+                // As the operator does where a directory is refused because its volume was let go of for good: it comes back empty.
+                Err(OpenError::BadConfig(_)) if self.refused_disk().is_some() => {
+                    let side = self.refused_disk().expect("just looked");
+                    self.replace(side);
+                    self.behind = Some(side);
+                }
                 Err(OpenError::MirrorIncomplete) if self.mode == Mode::MirrorStale => return Ok(None),
                 Err(error) => return Err(format!("the log could not be opened: {error}")),
             }

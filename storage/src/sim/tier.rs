@@ -13,6 +13,7 @@ use crate::cold::job::{Done, Job, JobError, Workshop};
 use crate::cold::manifest::VolumeUse;
 use crate::cold::stores::{StoreMap, Stores};
 use crate::config::{ClassPolicy, ColdConfig};
+use crate::disk::mirror::CopyState;
 use crate::disk::volumes::{VolumeDisk, VolumeDisks};
 use crate::disk::{ColdStore, DiskError};
 use crate::types::ClassId;
@@ -38,6 +39,8 @@ pub(super) struct Tier {
     fresh: Vec<Vec<u8>>,
     /// Disks that hold the only copy of something.
     pub(super) only: [bool; 3],
+    /// A disk with a WAL that was no volume at the last opening.
+    refused: Option<usize>,
     policies: Vec<(ClassId, ClassPolicy)>,
 }
 
@@ -68,7 +71,18 @@ impl Tier {
             };
             policies.push((ClassId(class), policy));
         }
-        Tier { rng, third: None, uuids, rotten: None, job: None, dark: false, fresh: Vec::new(), only: [false; 3], policies }
+        Tier {
+            rng,
+            third: None,
+            uuids,
+            rotten: None,
+            job: None,
+            dark: false,
+            fresh: Vec::new(),
+            only: [false; 3],
+            refused: None,
+            policies,
+        }
     }
 
     pub(super) fn config(&mut self) -> ColdConfig {
@@ -88,6 +102,7 @@ impl Tier {
     }
 
     pub(super) fn fresh_uuid(&mut self, disk: usize) {
+        self.refused.take_if(|refused| *refused == disk);
         self.rng.fill(&mut self.uuids[disk]);
     }
 
@@ -113,11 +128,20 @@ impl PairWorld {
             life.engine.set_policy(*class, policy.clone());
         }
         for n in order {
-            // One that was let go of for good is no volume any more.
-            let _ = self.find_volume(life, *n);
+            // One that was let go of for good is no volume any more, and may not hold the WAL either.
+            if let Err(error) = self.find_volume(life, *n)
+                && *n < THIRD
+            {
+                self.tier.as_mut().expect("it is there").refused = Some(*n);
+                return Err(error);
+            }
         }
-        let with_wal = life.tier.numbers[..THIRD].iter().any(Option::is_some);
-        if with_wal { Ok(()) } else { Err("no disk with a WAL is a volume".to_owned()) }
+        Ok(())
+    }
+
+    /// Which disk with a WAL was refused as a volume just now.
+    pub(super) fn refused_disk(&mut self) -> Option<usize> {
+        self.tier.as_mut()?.refused
     }
 
     /// Whether a disk was let go of for good: then it comes back empty only.
@@ -280,8 +304,10 @@ impl PairWorld {
                 let missing: Vec<u8> = {
                     let volumes = life.engine.view().volumes();
                     let gone = volumes.iter().filter(|(_, volume)| volume.health == Health::Offline);
-                    let (whole, _) = life.control.names();
-                    gone.filter(|(_, volume)| !whole.contains(&volume.name)).map(|(number, _)| number).collect()
+                    // As `LogHandle::volume_forget` does, a copy that is being filled included.
+                    let copies = life.control.status().copies;
+                    let in_use = |name: &str| copies.iter().any(|copy| copy.name == name && copy.state != CopyState::Offline);
+                    gone.filter(|(_, volume)| !in_use(&volume.name)).map(|(number, _)| number).collect()
                 };
                 for number in missing {
                     let _ = life.engine.volume_forget(number, false);
