@@ -440,7 +440,9 @@ impl LogHandle {
 
     /// Reads old frames and cold segments.
     pub(crate) fn reader(&self) -> Arc<dyn Reader> {
-        Arc::new(MirrorReader(Arc::clone(&self.shared.mirror.control)))
+        let shared = &self.shared;
+        let wal = Arc::new(MirrorReader(Arc::clone(&shared.mirror.control)));
+        Arc::new(VolumeReader { wal, disks: Arc::clone(&shared.volumes.disks), view: Arc::clone(&shared.view) })
     }
 
     /// The directory it lies in.

@@ -143,7 +143,7 @@ fn look(dir: &Path, has_wal: bool, on_purpose: bool) -> Result<Found, OpenError>
 }
 
 /// Durable when it returns: only then may the table name it.
-fn write_identity(dir: &Path, identity: &Identity) -> Result<(), OpenError> {
+pub(crate) fn write_identity(dir: &Path, identity: &Identity) -> Result<(), OpenError> {
     let path = dir.join(NAME);
     let fresh = dir.join("volume.new");
     let written = File::create(&fresh)

@@ -100,6 +100,11 @@ pub enum BackupError {
     /// No volume.
     #[error("{0} holds no volume: name the node's data directory")]
     NoVolume(PathBuf),
+    /// No single directory could take the place of its disks.
+    #[error(
+        "the log's cold segments lie on several disks, and none of them has all: such a backup could not be restored; keep two copies of all topics on two disks, or back up what consumers read"
+    )]
+    Scattered,
     /// No backup directory.
     #[error("{0} is no backup directory: name the one that `weir backup` was given")]
     NoBackup(PathBuf),
@@ -202,6 +207,7 @@ impl LogHandle {
         let shelf = Shelf::read(&mut vault)?;
         let mut source = LogSource::pin(self, options.bandwidth())?;
         let snapshot = source.pinned().clone();
+        source::home_of(&snapshot)?;
         let extras = extras(self.dir())?;
         let stopped = || stop.load(Ordering::Relaxed);
         let piece_bytes = options.piece_bytes();

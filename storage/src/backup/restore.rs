@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{FileEntry, FileKind, Manifest};
 use super::run::{PIECE_BYTES, Shelf};
-use super::source::rehearse;
+use super::source::{home_of, rehearse};
 use super::vault::{DirVault, error, flush_out, sync_dir};
 use super::verify::each_stored_piece;
 use super::{BackupError, OnProgress, Progress};
+use crate::core::Pinned;
 use crate::disk::FileId;
 use crate::format::BLOCK;
 use crate::format::superblock::{SLOTS, Superblock};
+use crate::format::volume::Identity;
 use crate::lock::DirLock;
+use crate::volume_dir::write_identity;
 
 /// Dirty pages at most: see `vault.rs`.
 const DIRTY_BYTES_MAX: u64 = 8 << 20;
@@ -62,7 +65,11 @@ pub fn restore(from: &Path, to: &Path, generation: Option<u64>, progress: OnProg
     if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         sync_dir(parent)?;
     }
-    opens(to, manifest)?;
+    let found = opens(to, manifest)?;
+    if let Some(home) = home_of(&found)? {
+        let log_id = manifest.superblock.volume_id;
+        write_identity(to, &Identity { log_id, volume: home.uuid, created_ms: home.created_ms })?;
+    }
     Ok(RestoreReport {
         generation: manifest.generation,
         created_ms: manifest.created_ms,
@@ -189,7 +196,7 @@ fn write_superblock(to: &Path, superblock: &Superblock) -> Result<(), BackupErro
 }
 
 /// Looks at it as a node would.
-fn opens(to: &Path, manifest: &Manifest) -> Result<(), BackupError> {
+fn opens(to: &Path, manifest: &Manifest) -> Result<Pinned, BackupError> {
     let found = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || rehearse(to))
         .map_err(|error| BackupError::NotAsBackedUp(error.to_string()))?;
     let cold = manifest.files.iter().filter(|file| file.place.ends_with(".cold")).count();
@@ -198,5 +205,5 @@ fn opens(to: &Path, manifest: &Manifest) -> Result<(), BackupError> {
         let what = format!("it ends at frame {lsn} of {}, and lists {segments} of {cold} cold segments", manifest.lsn);
         return Err(BackupError::NotAsBackedUp(what));
     }
-    Ok(())
+    Ok(found)
 }

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use super::BackupError;
 use super::vault::read_up_to;
 use crate::check::disk::ReadOnlyDisk;
+use crate::cold::manifest::{VolumeEntry, VolumeUse};
 use crate::cold::wal::WalSegment;
 use crate::config::{ColdConfig, LogConfig};
-use crate::core::{Now, PIN_LEASE, PinDone, Pinned, copied};
+use crate::core::{Now, PIN_LEASE, PinDone, Pinned, copied, named_volumes};
 use crate::disk::{Disk, DiskError, DiskRead, DiskVerb, FileId, Limiter, Reader};
 use crate::format::superblock::Peer;
 use crate::lock::DirLock;
@@ -78,8 +79,15 @@ impl LogSource {
             let (sender, answer) = sync_channel(1);
             let reply = Box::new(move |result: Result<Bytes, DiskError>| drop(sender.try_send(result)));
             let request = DiskRead { file, at, bytes, reply };
-            let queued = if other { self.reader.read_other(request) } else { self.reader.read(request) };
-            if queued.is_ok() {
+            let queued = match file {
+                FileId::Cold(_) | FileId::Promoted(_) => self.reader.read_copy(usize::from(other), request),
+                _ if other => self.reader.read_other(request).map(|()| true),
+                _ => self.reader.read(request).map(|()| true),
+            };
+            if let Ok(there) = queued {
+                if !there {
+                    return Err(DiskError::Missing { verb: DiskVerb::Read, file }.into());
+                }
                 let closed = DiskError::Closed { verb: DiskVerb::Read, file };
                 return answer.recv().unwrap_or(Err(closed)).map_err(BackupError::Source);
             }
@@ -98,11 +106,12 @@ impl Source for LogSource {
         if !self.hurry {
             self.limiter.pass(bytes);
         }
-        let other = other && self.reader.has_other();
+        let has_other = matches!(file, FileId::Cold(_) | FileId::Promoted(_)) || self.reader.has_other();
+        let other = other && has_other;
         let first = self.read_from(other, file, at, bytes);
         let Err(BackupError::Source(error)) = first else { return first };
-        if self.reader.has_other() {
-            return self.read_from(!other, file, at, bytes);
+        if has_other && let Ok(bytes) = self.read_from(!other, file, at, bytes) {
+            return Ok(bytes);
         }
         // A file that is gone because the log could not hold it any longer is no damage.
         self.confirm(PinDone::Nothing)?;
@@ -176,7 +185,19 @@ pub(super) fn rehearse(dir: &Path) -> Result<Pinned, BackupError> {
     let mut superblock = copied(&opening.superblock, opening.last_lsn, &segments);
     // The rehearsal opened an epoch that nothing was written in.
     superblock.epoch -= 1;
-    Ok(Pinned { token: 0, lsn: opening.last_lsn, superblock, segments, cold: Arc::clone(&tables.cold) })
+    let volumes = named_volumes(&opening.view.meta()).map_err(OpenError::from)?;
+    Ok(Pinned { token: 0, lsn: opening.last_lsn, superblock, segments, cold: Arc::clone(&tables.cold), volumes })
+}
+
+/// The volume whose place a restored directory takes: one that has all cold segments. None where there is no table.
+pub(super) fn home_of(pinned: &Pinned) -> Result<Option<VolumeEntry>, BackupError> {
+    let has_all = |number: u8| pinned.cold.iter().all(|place| place.entry.holders().contains(&number));
+    let home = pinned.volumes.iter().find(|(number, entry)| entry.usage != VolumeUse::Gone && has_all(*number));
+    match home {
+        Some((_, entry)) => Ok(Some(*entry)),
+        None if pinned.volumes.is_empty() => Ok(None),
+        None => Err(BackupError::Scattered),
+    }
 }
 
 impl Source for DirSource {

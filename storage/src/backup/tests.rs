@@ -50,8 +50,14 @@ impl Source for Node {
 /// WAL segments as (file, sequence, blocks), cold segments by number.
 fn node(lsn: u64, wal: &[(u32, u64, u32)], cold: &[u32]) -> Node {
     let mut files = BTreeMap::new();
-    let mut pinned =
-        Pinned { token: 1, lsn, superblock: super::manifest::tests::superblock(), segments: Vec::new(), cold: Arc::default() };
+    let mut pinned = Pinned {
+        token: 1,
+        lsn,
+        superblock: super::manifest::tests::superblock(),
+        segments: Vec::new(),
+        cold: Arc::default(),
+        volumes: Vec::new(),
+    };
     for (file, sequence, end_block) in wal {
         let mut bytes: Vec<u8> = (0..*end_block as usize * BLOCK).map(|n| (n / 9) as u8 ^ *sequence as u8).collect();
         let header = SegmentHeader {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Engine, Now};
+use crate::cold::manifest::VolumeEntry;
 use crate::cold::wal::WalSegment;
 use crate::format::superblock::{Peer, Superblock, VolumeState};
 use crate::view::ColdPlace;
@@ -33,6 +34,8 @@ pub struct Pinned {
     pub segments: Vec<WalSegment>,
     /// Cold segments.
     pub cold: Arc<Vec<Arc<ColdPlace>>>,
+    /// The table of volumes.
+    pub volumes: Vec<(u8, VolumeEntry)>,
 }
 
 /// What a backup needs no longer.
@@ -128,7 +131,9 @@ impl<T> Engine<T> {
             heard: now.monotonic,
         });
         let superblock = copied(&self.superblock, self.lsn_durable, &segments);
-        Ok(Pinned { token, lsn: self.lsn_durable, superblock, segments, cold })
+        let volumes =
+            super::named_volumes(&self.view.meta()).expect("recovery has read them, and what came later was encoded here");
+        Ok(Pinned { token, lsn: self.lsn_durable, superblock, segments, cold, volumes })
     }
 
     /// A part of the pinned files is copied. Returns whether the rest is wanted back soon, or why it is not held any more: then what
