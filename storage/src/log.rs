@@ -438,11 +438,14 @@ impl LogHandle {
         answer.recv_timeout(PIN_LEASE).ok()
     }
 
-    /// Reads old frames and cold segments.
+    /// Reads old frames.
     pub(crate) fn reader(&self) -> Arc<dyn Reader> {
-        let shared = &self.shared;
-        let wal = Arc::new(MirrorReader(Arc::clone(&shared.mirror.control)));
-        Arc::new(VolumeReader { wal, disks: Arc::clone(&shared.volumes.disks), view: Arc::clone(&shared.view) })
+        Arc::new(MirrorReader(Arc::clone(&self.shared.mirror.control)))
+    }
+
+    /// Where cold segments lie.
+    pub(crate) fn volume_disks(&self) -> Arc<VolumeDisks> {
+        Arc::clone(&self.shared.volumes.disks)
     }
 
     /// The directory it lies in.

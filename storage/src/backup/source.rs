@@ -16,6 +16,7 @@ use crate::cold::manifest::{VolumeEntry, VolumeUse};
 use crate::cold::wal::WalSegment;
 use crate::config::{ColdConfig, LogConfig};
 use crate::core::{Now, PIN_LEASE, PinDone, Pinned, copied, named_volumes};
+use crate::disk::volumes::{VolumeDisk, VolumeDisks};
 use crate::disk::{Disk, DiskError, DiskRead, DiskVerb, FileId, Limiter, Reader};
 use crate::format::superblock::Peer;
 use crate::lock::DirLock;
@@ -55,6 +56,7 @@ pub(super) fn cold_files(place: &ColdPlace) -> Vec<(FileId, Option<u64>)> {
 pub(super) struct LogSource {
     log: LogHandle,
     reader: Arc<dyn Reader>,
+    disks: Arc<VolumeDisks>,
     pinned: Pinned,
     limiter: Limiter,
     /// The log wants its files back: not the moment to be slow.
@@ -66,11 +68,25 @@ impl LogSource {
     pub(super) fn pin(log: &LogHandle, bandwidth_max: Option<u64>) -> Result<LogSource, BackupError> {
         let pinned = log.pin().ok_or(BackupError::LogStopped)??;
         let limiter = Limiter::new(bandwidth_max);
-        Ok(LogSource { log: log.clone(), reader: log.reader(), pinned, limiter, hurry: false, heard: Instant::now() })
+        Ok(LogSource {
+            log: log.clone(),
+            reader: log.reader(),
+            disks: log.volume_disks(),
+            pinned,
+            limiter,
+            hurry: false,
+            heard: Instant::now(),
+        })
     }
 
     pub(super) fn pinned(&self) -> &Pinned {
         &self.pinned
+    }
+
+    /// The disk with one copy of a cold segment, or with the other one. It may be out of the manifest by now: the pin knows it.
+    fn disk_of(&self, number: u32, other: bool) -> Option<VolumeDisk> {
+        let place = self.pinned.cold.iter().find(|place| place.number == number)?;
+        self.disks.get(*place.entry.holders().get(usize::from(other))?)
     }
 
     /// From one copy of the log, or from the other one.
@@ -80,14 +96,14 @@ impl LogSource {
             let reply = Box::new(move |result: Result<Bytes, DiskError>| drop(sender.try_send(result)));
             let request = DiskRead { file, at, bytes, reply };
             let queued = match file {
-                FileId::Cold(_) | FileId::Promoted(_) => self.reader.read_copy(usize::from(other), request),
-                _ if other => self.reader.read_other(request).map(|()| true),
-                _ => self.reader.read(request).map(|()| true),
-            };
-            if let Ok(there) = queued {
-                if !there {
-                    return Err(DiskError::Missing { verb: DiskVerb::Read, file }.into());
+                FileId::Cold(number) | FileId::Promoted(number) => {
+                    let missing = DiskError::Missing { verb: DiskVerb::Read, file };
+                    self.disk_of(number, other).ok_or(missing)?.reader.read(request)
                 }
+                _ if other => self.reader.read_other(request),
+                _ => self.reader.read(request),
+            };
+            if queued.is_ok() {
                 let closed = DiskError::Closed { verb: DiskVerb::Read, file };
                 return answer.recv().unwrap_or(Err(closed)).map_err(BackupError::Source);
             }
