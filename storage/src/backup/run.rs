@@ -228,11 +228,18 @@ impl Job<'_> {
         let mut wanted = Vec::with_capacity(pinned.segments.len());
         for segment in &pinned.segments {
             let file = FileId::Segment(segment.file);
-            let header = self.source.read(file, 0, BLOCK, false)?;
-            self.source.confirm(PinDone::Nothing)?;
             let volume_id = pinned.superblock.volume_id;
-            let named = matches!(SegmentHeader::decode(&header), HeaderBlock::Good(header)
-                if header.sequence == segment.sequence && header.volume_id == volume_id);
+            let is_its = |header: &[u8]| {
+                matches!(SegmentHeader::decode(header), HeaderBlock::Good(header)
+                    if header.sequence == segment.sequence && header.volume_id == volume_id)
+            };
+            let mut header = self.source.read(file, 0, BLOCK, false)?;
+            let mut named = is_its(&header);
+            if !named && self.source.has_other() {
+                header = self.source.read(file, 0, BLOCK, true)?;
+                named = is_its(&header);
+            }
+            self.source.confirm(PinDone::Nothing)?;
             // Without its header any frame tells whose it is, also one behind its end that was never acknowledged.
             let bytes = if named { u64::from(segment.end_block) * BLOCK as u64 } else { pinned.superblock.segment_bytes };
             let stored = format!("wal-{:016x}-{:08x}-{bytes:x}", segment.sequence, crc32c::crc32c(&header));
