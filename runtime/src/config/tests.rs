@@ -161,8 +161,8 @@ fn volumes_are_directories_of_their_own_beside_the_file() {
     assert!(dirs[0].to_str() == Some("/mnt/b") && dirs[1].ends_with("c") && dirs[1].is_absolute(), "{dirs:?}");
     for (volume, wanted) in [
         ("[[volume]]\npath = \"/b\"", "unknown key `volume.path`"),
-        ("[[volume]]", "line 1: volume.dir must be a directory on a disk of its own, but it is left out"),
-        ("[[volume]]\ndir = 7", "volume.dir must be a directory on a disk of its own, but it is 7"),
+        ("[[volume]]", "line 1: volume.dir must be a directory on a disk of its own, not left out"),
+        ("[[volume]]\ndir = 7", "volume.dir must be a directory on a disk of its own, not 7"),
         ("[[volume]]\ndir = \"/b\"\n[[volume]]\ndir = \"/b\"", "line 3: volume must be given once"),
         ("[volume]\ndir = \"/b\"", "volume must be a list written as [[volume]]"),
         ("[node]\ndata_dir = \"/b\"\n[[volume]]\ndir = \"/b\"", "node.data_dir"),
