@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cold::job::{Done, Job, JobError, Workshop};
+use crate::cold::job::{Done, Job, JobError, Workshop, guarded};
 use crate::cold::stores::{StoreMap, Stores};
 use crate::config::ColdConfig;
 use crate::disk::mirror::MirrorControl;
@@ -66,7 +66,7 @@ impl Sorter {
 
     pub(crate) fn submit(&self, job: Job) {
         if let Some(orders) = &self.orders {
-            // It is gone only after a panic, which has been reported; then the WAL grows to its bound and appends are held up.
+            // The engine hands out one job at a time, so there is room.
             let _ = orders.try_send(Order::Job(Box::new(job)));
         }
     }
@@ -94,7 +94,7 @@ fn work(tools: Tools, orders: &Receiver<Order>, stop: Arc<AtomicBool>) {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::warn!(%error, "the sorter runs at the priority of everything else");
     }
-    let mut shelf = Shelf { stores: StoreMap::new(), opened: BTreeMap::new() };
+    let mut shelf = Shelf::default();
     while let Ok(order) = orders.recv() {
         shelf.refresh(&tools, &stop);
         let job = match order {
@@ -105,7 +105,11 @@ fn work(tools: Tools, orders: &Receiver<Order>, stop: Arc<AtomicBool>) {
                 continue;
             }
         };
-        let result = run(&mut shelf.stores, &tools, &job);
+        let result = guarded(|| run(&mut shelf.stores, &tools, &job));
+        if matches!(result, Err(JobError::Panicked(_))) {
+            // What it left behind may be anything: the disks are opened anew.
+            shelf = Shelf::default();
+        }
         if stop.load(Ordering::Relaxed) {
             return;
         }
@@ -126,6 +130,7 @@ fn forget(job: &Job, result: &Result<Done, JobError>, reads: &ReadPath) {
 }
 
 /// The volumes' stores, as the disks come and go.
+#[derive(Default)]
 struct Shelf {
     stores: StoreMap,
     /// Which disk each of them was opened on.

@@ -303,6 +303,22 @@ impl Request {
                 out.put_u32_le(*keep);
                 Ok(())
             }
+            Request::AddDisk { .. } | Request::ReplaceDisk { .. } | Request::DrainDisk { .. } | Request::RemoveDisk { .. } => {
+                self.put_disk(out)
+            }
+            Request::ListTopics
+            | Request::ListGroups
+            | Request::ListPlugins
+            | Request::ListPipelines
+            | Request::Status
+            | Request::BackupStatus
+            | Request::StopBackup
+            | Request::ListDisks => Ok(()),
+        }
+    }
+
+    fn put_disk(&self, out: &mut BytesMut) -> Result<(), ProtocolError> {
+        match self {
             Request::AddDisk { dir } => put_text(out, "add_disk.dir", dir),
             Request::ReplaceDisk { number, force, dir } => {
                 out.put_u8(*number);
@@ -314,14 +330,7 @@ impl Request {
                 out.put_u8(*flag as u8);
                 Ok(())
             }
-            Request::ListTopics
-            | Request::ListGroups
-            | Request::ListPlugins
-            | Request::ListPipelines
-            | Request::Status
-            | Request::BackupStatus
-            | Request::StopBackup
-            | Request::ListDisks => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! what bounds its size.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
@@ -171,6 +172,9 @@ pub enum JobError {
         /// And behind it.
         after: u32,
     },
+    /// A bug.
+    #[error("the cold tier's job panicked ({0}); what it was to do waits, nothing is lost: report this")]
+    Panicked(String),
 }
 
 impl JobError {
@@ -178,9 +182,19 @@ impl JobError {
     pub fn is_full(&self) -> bool {
         match self {
             JobError::Disk(error) => error.is_full(),
-            JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Apart { .. } => false,
+            JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Apart { .. } | JobError::Panicked(_) => {
+                false
+            }
         }
     }
+}
+
+/// A panic as the job's error. It must not end the sorter's thread: producers would wait for it for ever once the WAL is at its bound.
+pub(crate) fn guarded(work: impl FnOnce() -> Result<Done, JobError>) -> Result<Done, JobError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(JobError::Panicked(text.unwrap_or("no message").to_owned()))
+    })
 }
 
 /// What all jobs know.
@@ -481,5 +495,17 @@ impl NewFile {
         }
         store.seal(self.file)?;
         Ok(ManifestEntry::new(&self.head, &summary, store.holders()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_the_error_of_its_job_and_nothing_more() {
+        let panicked = guarded(|| panic!("offset {} twice", 7));
+        assert!(matches!(&panicked, Err(JobError::Panicked(text)) if text == "offset 7 twice"), "{panicked:?}");
+        assert_eq!(guarded(|| Ok(Done::Removed)).ok(), Some(Done::Removed));
     }
 }

@@ -199,7 +199,10 @@ impl<T> Engine<T> {
         let now = self.now.monotonic;
         let cold = self.cold.as_mut().expect("only then are there jobs");
         match (&running, error) {
-            (Running::Merge { inputs, .. }, JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. }) => {
+            (
+                Running::Merge { inputs, .. },
+                JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Panicked(_),
+            ) => {
                 tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
                 cold.unsound.extend(inputs);
                 if matches!(error, JobError::Cold(_)) {
