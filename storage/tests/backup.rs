@@ -80,6 +80,15 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// The log has at least the first `least` records and at most the first `most`, each where it was, and goes on.
 fn holds(log: &LogHandle, least: u32, most: u32) {
+    // Retention goes on in a restored log, too; it must not overtake whoever reads from the start.
+    let (mut start, mut since) = (-1, Instant::now());
+    until("retention to come to rest", || {
+        let now = log.bounds(THIN).expect("the partition is there").start;
+        if now != start || log.stats().cold_busy {
+            (start, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(300)
+    });
     let mut found = 0;
     for id in (0..COUNT).map(PartitionId) {
         let bounds = log.bounds(id).expect("the partition is there");
