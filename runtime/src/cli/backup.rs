@@ -237,17 +237,7 @@ fn problem_line(problem: &Problem) -> String {
 
 /// A time as people write it.
 pub(super) fn utc(ms: u64) -> String {
-    let (days, seconds) = ((ms / 86_400_000) as i64, ms / 1000 % 86_400);
-    // Days to a date: Howard Hinnant's algorithm, with years that begin in March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    crate::quickstart::wall_clock(ms.cast_signed()).replace(' ', "T") + "Z"
 }
 
 #[cfg(test)]

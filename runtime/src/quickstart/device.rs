@@ -158,7 +158,7 @@ fn now_ms() -> i64 {
 }
 
 /// `2026-01-02 03:04:05`, UTC, as rtl_433 prints it. Days to a date by the era method of the proleptic Gregorian calendar.
-fn wall_clock(ms: i64) -> String {
+pub(crate) fn wall_clock(ms: i64) -> String {
     let seconds = ms.div_euclid(1000);
     let (days, in_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let shifted = days + 719_468;

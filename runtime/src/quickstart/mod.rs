@@ -12,6 +12,7 @@ mod proof;
 mod screen;
 mod stage;
 
+pub(crate) use device::wall_clock;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -224,6 +224,11 @@ async fn stall(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
     if !rig.is_ready() || slowest < STALL - Duration::from_secs(1) || slowest > STALL + Duration::from_secs(5) {
         return Err("a stall must be seen as one slow commit, and as nothing else".into());
     }
+    check_and_cut(rig, row).await
+}
+
+/// Everything is there; and again after a power cut.
+async fn check_and_cut(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
     row.verdict = rig.check().await?;
     if row.verdict.holds() {
         rig.work().await?;
@@ -266,15 +271,7 @@ async fn pair_stall(rig: &mut Rig, row: &mut Row) -> Result<(), String> {
     rig.second().stall(STALL);
     one_slow_commit(rig, row, "while one disk said nothing").await?;
     tokio::time::sleep(STALL).await;
-    row.verdict = rig.check().await?;
-    if row.verdict.holds() {
-        rig.work().await?;
-        rig.power_cut(Cut::Any).await?;
-        rig.mount()?;
-        rig.start()?;
-        row.verdict = rig.check().await?;
-    }
-    Ok(())
+    check_and_cut(rig, row).await
 }
 
 /// The producers go on, having waited far less than the disk is away.
