@@ -4,7 +4,7 @@ use crate::error::BatchError;
 use crate::header::BatchHeader;
 use std::ops::Range;
 
-use crate::varint::{Cursor, short_at, short_in};
+use crate::varint::{Cursor, SECOND_BYTE, short_at, short_length, short_signed};
 
 /// A record takes at least this: its length and six fields of one byte.
 pub(crate) const RECORD_BYTES_MIN: usize = 7;
@@ -175,16 +175,142 @@ impl<'a> MarkedRecords<'a> {
     }
 }
 
-/// A key or value whose length is short, and where it ends.
-#[inline]
-fn part_at(run: &[u8], at: usize) -> Option<((u32, u32), usize)> {
-    match short_at(run, at)? {
-        (-1, at) => Some((PLACE_NULL, at)),
-        (length, at) => {
-            let length = u32::try_from(length).ok()?;
-            Some(((at as u32, length), at + length as usize))
+/// What must be known of a batch to find the parts of its plain records: those whose numbers are short and that have no
+/// headers, nearly all there are.
+#[derive(Clone, Copy)]
+struct PlainRecords {
+    base_timestamp: i64,
+    last_offset_delta: u32,
+    /// The shape of the record before, mostly that of the next one.
+    shape: &'static Shape,
+}
+
+impl PlainRecords {
+    /// `None` where timestamps are not those of the records.
+    fn of(header: &BatchHeader) -> Option<Self> {
+        let last_offset_delta = u32::try_from(header.last_offset_delta).ok()?;
+        let plain = Self { base_timestamp: header.base_timestamp, last_offset_delta, shape: &SHAPES[0] };
+        (!header.is_log_append_time()).then_some(plain)
+    }
+
+    /// The record at `start`, and where it ends; `None` for one that is not plain, a malformed one included.
+    #[inline(always)]
+    fn place(&mut self, run: &[u8], start: usize) -> Option<(RecordPlace, usize)> {
+        // All that stands before the key fits one word, and the value's length stands right behind it where there is no key.
+        let front: &[u8; 16] = run.get(start..)?.first_chunk()?;
+        let word = u64::from_le_bytes(*front.first_chunk()?);
+        if !self.shape.is_of(word) {
+            self.shape = Shape::of(word)?;
+        }
+        let shape = self.shape;
+        let end = start + usize::from(shape.length_bytes) + short_length(word as u32, shape.length_mask) as usize;
+        let timestamp_delta = short_signed((word >> shape.time_at) as u32, shape.time_mask);
+        let offset_delta = short_length((word >> shape.offset_at) as u32, shape.offset_mask);
+        let key_at = usize::from(shape.key_bytes & 7);
+        let no_key = front[key_at] == 1;
+        let (key, (value, at)) = if no_key {
+            (PLACE_NULL, part_of([front[key_at + 1], front[key_at + 2]], start + key_at + 1)?)
+        } else {
+            let (key, value_at) = part_at(run, start + key_at)?;
+            (key, part_at(run, value_at)?)
+        };
+        let timestamp = self.base_timestamp.checked_add(timestamp_delta.into())?;
+        let plain = at + 1 == end && offset_delta <= self.last_offset_delta && *run.get(at)? == 0;
+        let offset_delta = offset_delta.cast_signed();
+        let (offset_at, end_at) = ((start + usize::from(shape.offset_bytes)) as u32, end as u32);
+        let place = RecordPlace { offset_delta, timestamp, key, value, headers: PLACE_NULL, offset_at, end: end_at };
+        plain.then_some((place, end))
+    }
+}
+
+/// How many bytes the three numbers before a record's key take, one or two each, and what to do with a word that begins with
+/// them. Places are in bits; the attributes, which nobody looks at, are one byte.
+struct Shape {
+    /// Bits that are the same in all words of this shape: those that end a number or do not, and the sign of two of them.
+    mask: u64,
+    bits: u64,
+    length_bytes: u8,
+    time_at: u8,
+    offset_at: u8,
+    /// What stands before the offset delta, and before the key.
+    offset_bytes: u8,
+    key_bytes: u8,
+    length_mask: u32,
+    time_mask: u32,
+    offset_mask: u32,
+}
+
+/// By whether length (1), timestamp (2) and offset (4) take two bytes.
+static SHAPES: [Shape; 8] = [
+    Shape::new(0, 0, 0),
+    Shape::new(1, 0, 0),
+    Shape::new(0, 1, 0),
+    Shape::new(1, 1, 0),
+    Shape::new(0, 0, 1),
+    Shape::new(1, 0, 1),
+    Shape::new(0, 1, 1),
+    Shape::new(1, 1, 1),
+];
+
+impl Shape {
+    const fn new(length_more: u8, time_more: u8, offset_more: u8) -> Self {
+        /// Bits of a number that are fixed: the highest of each byte.
+        const fn ends(more: u8) -> (u64, u64) {
+            if more == 0 { (0x80, 0) } else { (0x8080, 0x80) }
+        }
+        let time_at = 16 + 8 * length_more;
+        let offset_at = time_at + 8 + 8 * time_more;
+        let ((length_mask, length), (time_mask, time)) = (ends(length_more), ends(time_more));
+        let (offset_mask, offset) = ends(offset_more);
+        Self {
+            // The lowest bit of a number is its sign.
+            mask: length_mask | 1 | time_mask << time_at | (offset_mask | 1) << offset_at,
+            bits: length | time << time_at | offset << offset_at,
+            length_bytes: 1 + length_more,
+            time_at,
+            offset_at,
+            offset_bytes: offset_at / 8,
+            key_bytes: offset_at / 8 + 1 + offset_more,
+            length_mask: SECOND_BYTE * length_more as u32,
+            time_mask: SECOND_BYTE * time_more as u32,
+            offset_mask: SECOND_BYTE * offset_more as u32,
         }
     }
+
+    #[inline(always)]
+    fn is_of(&self, word: u64) -> bool {
+        word & self.mask == self.bits
+    }
+
+    /// The shape of a record; `None` if a number is longer, or one negative that must not be.
+    #[inline]
+    fn of(word: u64) -> Option<&'static Self> {
+        // Whether the byte at a place, in bits, goes on with the next one.
+        let goes_on = |at: u64| word >> (at + 7) & 1;
+        let length = goes_on(0);
+        let time = goes_on(16 + 8 * length);
+        let offset = goes_on(24 + 8 * (length + time));
+        SHAPES.get((length | time << 1 | offset << 2) as usize).filter(|shape| shape.is_of(word))
+    }
+}
+
+/// A key or value whose length is short, and where it ends. Something always follows it.
+#[inline(always)]
+fn part_at(run: &[u8], at: usize) -> Option<((u32, u32), usize)> {
+    part_of(*run.get(at..)?.first_chunk()?, at)
+}
+
+/// The same, given the two bytes there.
+#[inline(always)]
+fn part_of(two: [u8; 2], at: usize) -> Option<((u32, u32), usize)> {
+    let two = u32::from(u16::from_le_bytes(two));
+    let (length, start) = match two {
+        _ if two & 0x8081 == 0x80 => (short_length(two, SECOND_BYTE), at + 2),
+        _ if two & 0x81 == 0 => (short_length(two, 0), at + 1),
+        _ if two & 0xff == 1 => return Some((PLACE_NULL, at + 1)),
+        _ => return None,
+    };
+    Some(((start as u32, length), start + length as usize))
 }
 
 /// Iterates over the records of a batch. After an error it ends.
@@ -213,39 +339,24 @@ impl<'a> Records<'a> {
     #[inline]
     pub fn places(&mut self, mut each: impl FnMut(RecordPlace)) -> Result<(), BatchError> {
         let run = self.cursor.rest;
-        let mut at = 0;
-        while self.index < self.header.record_count {
-            let (place, end) = match self.place_short(run, at) {
-                Some(found) => found,
-                None => self.place_any(run, at)?,
-            };
-            at = end;
-            self.index += 1;
-            each(place);
+        let mut plain = PlainRecords::of(&self.header);
+        let (mut at, mut index) = (0, self.index);
+        while index < self.header.record_count {
+            // Told in both arms: in the first the compiler knows that there are no headers.
+            if let Some((place, end)) = plain.as_mut().and_then(|plain| plain.place(run, at)) {
+                at = end;
+                each(place);
+            } else {
+                self.index = index;
+                let (place, end) = self.place_any(run, at)?;
+                at = end;
+                each(place);
+            }
+            index += 1;
         }
+        self.index = index;
         self.cursor.rest = &run[at..];
         if self.cursor.rest.is_empty() { Ok(()) } else { Err(self.fail("bytes follow the last record")) }
-    }
-
-    /// A record whose numbers are short and that has no headers; `None` for any other, a malformed one included.
-    #[inline]
-    fn place_short(&self, run: &[u8], start: usize) -> Option<(RecordPlace, usize)> {
-        // All that stands before the key fits one word, which is read at once: the attributes are one byte.
-        let word = u64::from_le_bytes(*run.get(start..)?.first_chunk()?);
-        let (length, length_end) = short_in(word, 0)?;
-        let end = start + (length_end / 8) as usize + usize::try_from(length).ok()?;
-        let (timestamp_delta, bits) = short_in(word, length_end + 8)?;
-        let offset_at = start + (bits / 8) as usize;
-        let (offset_delta, bits) = short_in(word, bits)?;
-        let at = start + (bits / 8) as usize;
-        let (key, at) = if (word >> bits) & 0xff == 1 { (PLACE_NULL, at + 1) } else { part_at(run, at)? };
-        let (value, at) = part_at(run, at)?;
-        let plain = *run.get(at)? == 0 && at + 1 == end;
-        let known = offset_delta >= 0 && offset_delta <= self.header.last_offset_delta && !self.header.is_log_append_time();
-        let timestamp = self.header.base_timestamp.checked_add(timestamp_delta.into())?;
-        let (offset_at, end_at) = (offset_at as u32, end as u32);
-        let place = RecordPlace { offset_delta, timestamp, key, value, headers: PLACE_NULL, offset_at, end: end_at };
-        (plain && known).then_some((place, end))
     }
 
     /// Any record, in full.

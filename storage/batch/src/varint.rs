@@ -65,14 +65,20 @@ pub(crate) fn short_at(bytes: &[u8], at: usize) -> Option<(i32, usize)> {
     (second < 0x80).then(|| (unzigzag(value) as i32, at + 2))
 }
 
-/// The same in a word of eight bytes, its place and end in bits. `None` also where the word ends before it.
-#[inline]
-pub(crate) fn short_in(word: u64, at: u32) -> Option<(i32, u32)> {
-    let rest = word >> at;
-    if rest & 0x80 == 0 {
-        return Some((unzigzag(rest & 0x7f) as i32, at + 8));
-    }
-    (rest & 0x8000 == 0 && at < 56).then(|| (unzigzag(rest & 0x7f | rest >> 1 & 0x3f80) as i32, at + 16))
+/// Mask of [`short_length`] and [`short_signed`] for a number of two bytes; 0 is that for one byte.
+pub(crate) const SECOND_BYTE: u32 = 0x3f80;
+
+/// A number of one or two bytes at the front of a word, one that is known not to be negative.
+#[inline(always)]
+pub(crate) fn short_length(word: u32, mask: u32) -> u32 {
+    (word >> 1) & 0x3f | (word >> 2) & (mask >> 1)
+}
+
+/// A number of one or two bytes at the front of a word.
+#[inline(always)]
+pub(crate) fn short_signed(word: u32, mask: u32) -> i32 {
+    let zigzag = word & 0x7f | (word >> 1) & mask;
+    (zigzag >> 1).cast_signed() ^ -((zigzag & 1).cast_signed())
 }
 
 /// Bytes that the number at a place takes; `None` if it does not end.
@@ -230,12 +236,10 @@ mod tests {
             assert_eq!(short_at(&out, 1), Some((value as i32, out.len())), "{value}");
             assert_eq!(short_at(&out[..out.len() - 1], 1), None, "{value} cut");
             assert_eq!(len_at(&out, 1), Some(out.len() - 1), "{value}");
-            for at in 0..=8 - out.len() {
-                let mut word = [0xff; 8];
-                word[at..at + out.len()].copy_from_slice(&out);
-                let (found, end) = short_in(u64::from_le_bytes(word), 8 * (at as u32 + 1)).unwrap();
-                assert_eq!((i64::from(found), end as usize), (value, 8 * (at + out.len())));
-            }
+            let word = u32::from_le_bytes([out[1], out.get(2).copied().unwrap_or(0xff), 0xff, 0xff]);
+            let mask = if out.len() == 3 { SECOND_BYTE } else { 0 };
+            assert_eq!(i64::from(short_signed(word, mask)), value);
+            assert!(value < 0 || i64::from(short_length(word, mask)) == value, "{value}");
             let mut over = vec![0x80; out.len() - 2];
             over.push(0);
             overwrite_signed(&mut over, value);
@@ -244,8 +248,6 @@ mod tests {
         assert_eq!(short_at(&[0x80, 0x80, 0x01], 0), None, "three bytes");
         assert_eq!(len_at(&[0, 0x80, 0x80, 0x01], 1), Some(3));
         assert_eq!((len_at(&[0x80, 0x80], 0), len_at(&[], 0), len_at(&[0], 2)), (None, None, None));
-        assert_eq!(short_in(u64::from_le_bytes([0xff, 0x80, 0x80, 0x01, 0, 0, 0, 0]), 8), None, "three bytes");
-        assert_eq!(short_in(u64::from_le_bytes([0, 0, 0, 0, 0, 0, 0, 0x80]), 56), None, "cut");
     }
 
     #[test]

@@ -101,6 +101,47 @@ proptest! {
     }
 }
 
+type Found = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What walking by place finds, against reading: of each record its offset, timestamp, key and value, or why it is bad.
+fn both_ways(batch: &[u8]) -> [Result<Vec<Found>, weir_batch::BatchError>; 2] {
+    let view = RecordBatch::trusted(batch).unwrap();
+    let (mut scratch, mut found) = (Vec::new(), Vec::new());
+    let mut records = view.records(&mut scratch).unwrap();
+    let run = records.rest();
+    let bytes = |(start, bytes): (u32, u32)| (start != PLACE_NULL.0).then(|| run[start as usize..][..bytes as usize].to_vec());
+    let walked = records.places(|p| found.push((i64::from(p.offset_delta), p.timestamp, bytes(p.key), bytes(p.value))));
+    let mut scratch = Vec::new();
+    let read = view.records(&mut scratch).unwrap();
+    let owned = |part: Option<&[u8]>| part.map(<[u8]>::to_vec);
+    let read = read.map(|record| record.map(|r| (r.offset, r.timestamp, owned(r.key), owned(r.value))));
+    [walked.map(|()| found), read.collect()]
+}
+
+/// Plain records of all shapes: length, timestamp and offset of one byte and of two, with a key and without. Any bit of them
+/// may be another one.
+#[test]
+fn a_plain_record_with_any_bit_flipped_is_found_by_place_as_by_reading() {
+    let mut records: Vec<Owned> = Vec::new();
+    for n in 0..72_u8 {
+        let timestamp = if n % 3 == 0 { 1000 } else { 1000 - 7 * i64::from(n) };
+        let value = vec![n; if n % 5 == 0 { 70 } else { 3 }];
+        records.push((timestamp, (n % 2 == 0).then(|| vec![n; 2]), Some(value), false));
+    }
+    let batch = build(&records.iter().collect::<Vec<_>>(), Codec::None);
+    let [by_place, by_reading] = both_ways(&batch);
+    assert_eq!(by_place.as_ref().unwrap().len(), 72);
+    assert_eq!(by_place, by_reading);
+    for at in weir_batch::HEADER_BYTES..batch.len() {
+        for bit in 0..8 {
+            let mut damaged = batch.clone();
+            damaged[at] ^= 1 << bit;
+            let [by_place, by_reading] = both_ways(&damaged);
+            assert!(by_place == by_reading, "bit {bit} of byte {at}");
+        }
+    }
+}
+
 #[test]
 fn records_that_are_not_there_cannot_be_copied() {
     let batch = build(&[&(1, None, None, false), &(2, None, None, false)], Codec::None);
