@@ -639,7 +639,9 @@ impl Driver {
                 sorter.submit(job);
             }
             self.deliver(&mut out);
-            self.engine.prepare();
+            if self.engine.prepare() {
+                continue;
+            }
             if !self.engine.is_closed() || !stopping {
                 self.sleep(&mut completions);
             }

@@ -11,6 +11,9 @@ use crate::format::{BLOCK, u32_at};
 use crate::types::{MetaOp, PartitionId, PartitionOp};
 use crate::view::{Position, Slice};
 
+/// Frames that are with the disk at the same time.
+const WRITES_MAX: usize = 2;
+
 /// Leader epoch of stored batches: there is one leader and it never changes.
 const LEADER_EPOCH: i32 = 0;
 
@@ -66,16 +69,33 @@ impl<T> Engine<T> {
     }
 
     /// While the disk is busy: the next group, if it is large, becomes a frame but for its header. To be called when the
-    /// operations of a step are with the disk and its answers are out, so that neither waits for this.
-    pub fn prepare(&mut self) {
-        if self.in_flight.is_none() {
-            return;
+    /// operations of a step are with the disk and its answers are out, so that neither waits for this. Whether a step would
+    /// hand it to the disk at once.
+    pub fn prepare(&mut self) -> bool {
+        if self.in_flight.is_empty() || self.failed.is_some() {
+            return false;
         }
-        let Some(mut group) = self.groups.pop_front_if(|group| group.body.is_none()) else { return };
-        if group.frame_bytes() >= self.limits.prepare_from_bytes {
+        let from = if self.may_write_beside() { self.limits.beside_from_bytes } else { self.limits.prepare_from_bytes };
+        let Some(mut group) = self.groups.pop_front() else { return false };
+        if group.body.is_none() && group.frame_bytes() >= from {
             group.body = Some(Box::new(self.body_of(&group)));
         }
         self.groups.push_front(group);
+        self.may_overtake()
+    }
+
+    /// Whether the frames that are with the disk let another one go beside them. A snapshot does not: it is what the segment's other
+    /// frames stand on.
+    fn may_write_beside(&self) -> bool {
+        self.in_flight.len() < WRITES_MAX && self.in_flight.iter().all(|frame| matches!(frame.what, Writing::Data { .. }))
+    }
+
+    /// Whether the oldest group, laid out already, goes to the disk before the frame in front of it is durable.
+    pub(super) fn may_overtake(&self) -> bool {
+        let Some(group) = self.groups.front().filter(|group| group.body.is_some()) else { return false };
+        let bytes = group.frame_bytes();
+        let fits = self.active.as_ref().is_some_and(|active| active.at + bytes as u64 <= self.limits.segment_bytes);
+        fits && bytes >= self.limits.beside_from_bytes && self.may_write_beside()
     }
 
     fn body_of(&mut self, group: &Group<T>) -> Body {
@@ -208,9 +228,10 @@ impl<T> Engine<T> {
         active.at += built.bytes as u64;
         active.last_written_ms = self.now.wall_ms;
         assert!(active.at <= self.limits.segment_bytes, "room was checked");
-        assert!(self.in_flight.is_none(), "one write in flight");
-        self.in_flight = Some(InFlight {
+        assert!(self.in_flight.len() < WRITES_MAX, "so many writes and no more");
+        self.in_flight.push_back(InFlight {
             op,
+            landed: false,
             lsn: self.lsn_last,
             proves_lsn,
             position,

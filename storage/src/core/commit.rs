@@ -13,7 +13,9 @@ impl<T> Engine<T> {
         assert_eq!(frame.lsn, self.lsn_durable + 1, "frames become durable in order");
         self.lsn_durable = frame.lsn;
         self.lsn_proven = self.lsn_proven.max(frame.proves_lsn);
-        self.compressor.learn(frame.effort, self.now.monotonic.saturating_sub(frame.submitted));
+        // Beside another frame: what it took longer than that one.
+        let alone_since = frame.submitted.max(self.last_commit);
+        self.compressor.learn(frame.effort, self.now.monotonic.saturating_sub(alone_since));
         self.last_commit = self.now.monotonic;
         self.counters.frames += 1;
         self.counters.written_bytes += frame.bytes as u64;

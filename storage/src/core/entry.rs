@@ -223,14 +223,12 @@ impl<T> Engine<T> {
             out.outcomes.push((ticket, outcome));
             return;
         }
-        if let Some(super::InFlight { what: super::Writing::Data { group: in_flight, .. }, .. }) = &mut self.in_flight
-            && in_flight.number == group
-        {
-            in_flight.duplicates.push((ticket, outcome));
-            return;
-        }
-        let waiting = self.groups.iter_mut().find(|waiting| waiting.number == group);
-        waiting.expect("a group is durable, in flight or waiting").duplicates.push((ticket, outcome));
+        let in_flight = self.in_flight.iter_mut().filter_map(|frame| match &mut frame.what {
+            super::Writing::Data { group, .. } => Some(group),
+            super::Writing::Snapshot { .. } | super::Writing::Watermark => None,
+        });
+        let unanswered = in_flight.chain(&mut self.groups).find(|unanswered| unanswered.number == group);
+        unanswered.expect("a group is durable, in flight or waiting").duplicates.push((ticket, outcome));
     }
 
     fn enter(&mut self, append: Append, ticket: Option<T>, size: Size) {

@@ -8,7 +8,8 @@ use weir_batch::{BatchBuilder, Codec};
 use super::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, Pinned};
 use crate::config::LogConfig;
 use crate::disk::sim::{Faults, SimDisk};
-use crate::disk::{Disk, FileId};
+use crate::disk::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, DiskVerb, FileId};
+use crate::format::BLOCK;
 use crate::recovery::recover;
 use crate::report::RecoveryReport;
 use crate::types::*;
@@ -124,11 +125,93 @@ fn a_frame_laid_out_ahead_holds_what_was_sent_and_later_appends_get_the_next_one
         bench.engine.submit(records(bytes), 1, &mut bench.out);
         bench.step();
     }
-    let lsns: Vec<u64> = (0..3).map(|_| lsn_of(bench.outcome())).collect();
+    let mut lsns: Vec<u64> = (0..3).map(|_| lsn_of(bench.outcome())).collect();
+    lsns.sort_unstable();
     assert_eq!((lsns[1], lsns[2]), (lsns[0] + 1, lsns[0] + 2), "the large one was closed while the first was being written");
     bench.crash();
     assert_eq!(bench.bounds().high_watermark, 3);
     assert!(bench.report.damage.is_empty() && !bench.report.torn_tail, "{:?}", bench.report);
+}
+
+/// Two large groups, each with the disk before the other is durable; the writes are held back.
+fn two_frames_at_once() -> (Bench, Vec<(u64, DiskOp)>) {
+    let mut bench = Bench::new(config(), 100);
+    while !bench.disk.is_idle() {
+        bench.now.monotonic += Duration::from_millis(1);
+        bench.step();
+    }
+    bench.out.outcomes.clear();
+    let mut held = Vec::new();
+    for tag in [1, 2] {
+        bench.engine.submit(records(20_000), tag, &mut bench.out);
+        bench.engine.step(bench.now, &mut Vec::new(), &mut bench.out);
+        held.append(&mut bench.out.ops);
+        bench.engine.prepare();
+        bench.engine.step(bench.now, &mut Vec::new(), &mut bench.out);
+        held.append(&mut bench.out.ops);
+    }
+    assert_eq!(held.len(), 2, "the second is large enough to be written beside the first");
+    (bench, held)
+}
+
+impl Bench {
+    fn complete(&mut self, id: u64, result: Result<(), DiskError>) {
+        let mut completions = vec![DiskCompletion { id, result }];
+        self.engine.step(self.now, &mut completions, &mut self.out);
+        self.out.ops.clear();
+    }
+}
+
+#[test]
+fn frames_written_at_once_are_answered_in_order() {
+    let (mut bench, held) = two_frames_at_once();
+    bench.engine.submit(records(20_000), 3, &mut bench.out);
+    assert!(!bench.engine.prepare(), "a third one waits");
+    bench.complete(held[1].0, Ok(()));
+    assert!(bench.out.outcomes.is_empty() && bench.bounds().high_watermark == 0, "recovery would not get to it");
+    bench.complete(held[0].0, Ok(()));
+    let tags: Vec<u64> = bench.out.outcomes.iter().map(|(tag, _)| *tag).collect();
+    assert_eq!((tags, bench.bounds().high_watermark), (vec![1, 2], 2));
+}
+
+#[test]
+fn a_frame_behind_one_that_failed_is_refused_whatever_became_of_it() {
+    let error = || DiskError::Closed { verb: DiskVerb::Write, file: FileId::Superblock };
+    for first in [0, 1] {
+        let (mut bench, held) = two_frames_at_once();
+        bench.complete(held[first].0, if first == 0 { Err(error()) } else { Ok(()) });
+        bench.complete(held[1 - first].0, if first == 0 { Ok(()) } else { Err(error()) });
+        let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(AppendError::LogFailed { .. }));
+        assert_eq!(bench.out.outcomes.len(), 2);
+        assert!(bench.out.outcomes.iter().all(|(_, outcome)| refused(outcome)), "{:?}", bench.out.outcomes);
+        assert_eq!(bench.bounds().high_watermark, 0);
+    }
+}
+
+#[test]
+fn a_frame_before_one_that_failed_is_durable_all_the_same() {
+    let (mut bench, held) = two_frames_at_once();
+    bench.complete(held[1].0, Err(DiskError::Closed { verb: DiskVerb::Write, file: FileId::Superblock }));
+    bench.complete(held[0].0, Ok(()));
+    let [(2, Outcome::Refused(_)), (1, Outcome::Committed { .. })] = &bench.out.outcomes[..] else {
+        panic!("{:?}", bench.out.outcomes)
+    };
+}
+
+/// The first of two is torn, the second whole. Nothing was written since the recovery that gave it up when another one looks, and
+/// the frame that it proves to have been durable is damaged meanwhile.
+#[test]
+fn a_whole_frame_behind_a_torn_one_is_given_up_for_good() {
+    let (mut bench, held) = two_frames_at_once();
+    let DiskOp::Write { file, at, data, bytes } = &held[1].1 else { panic!("{:?}", held[1]) };
+    bench.disk.write_now(*file, *at, data, *bytes).unwrap();
+    bench.crash();
+    assert!(bench.report.torn_tail && bench.bounds().high_watermark == 0, "{:?}", bench.report);
+    let DiskOp::Write { at: torn, .. } = &held[0].1 else { panic!("{:?}", held[0]) };
+    bench.disk.write_now(*file, torn - BLOCK as u64, &AlignedBuf::zeroed(BLOCK), BLOCK).unwrap();
+    bench.crash();
+    assert_eq!(bench.report.damage.len(), 1, "{:?}", bench.report);
+    assert!(bench.engine.view().tables().bounds(P).is_none_or(|bounds| bounds.high_watermark == 0), "{:?}", bench.report);
 }
 
 #[test]

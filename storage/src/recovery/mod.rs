@@ -119,6 +119,15 @@ fn open_epoch(disk: &mut dyn Disk, volume: &mut Volume, last_lsn: u64) -> Result
 /// Sees a good frame: header, directory, decompressed payload, and where it lies.
 pub(crate) type Visit<'a> = &'a mut dyn FnMut(&FrameHeader, &[Entry], Option<&[u8]>, u64);
 
+/// Where the frames of a segment end.
+#[derive(Clone, Copy)]
+struct Limit {
+    /// First that is not its own.
+    lsn: u64,
+    /// Or that number is the first known one of them.
+    exact: bool,
+}
+
 struct LogReader<'a> {
     scanner: Scanner<'a>,
     superblock: Superblock,
@@ -172,8 +181,10 @@ impl LogReader<'_> {
     ) -> Result<(Sealed, SegmentPlace), OpenError> {
         let segment = &segments[at];
         let next = segments.get(at + 1);
-        let limit_lsn = next.map(|next| next.header.first_lsn);
-        let limit_exact = next.is_some_and(|next| next.exact);
+        let limit = match next {
+            Some(next) => Some(Limit { lsn: next.header.first_lsn, exact: next.exact }),
+            None => self.given_up_from(segment),
+        };
         self.replay.segment_begins(segment.header.sequence);
         self.join(segment, at == 0, verify && !is_state);
         if is_state {
@@ -185,7 +196,7 @@ impl LogReader<'_> {
         let mut position = crate::format::BLOCK as u64;
         let mut last_written_ms = segment.header.opened_ms;
         let mut in_snapshot = true;
-        while limit_lsn.is_none_or(|limit| self.last_lsn + 1 < limit) {
+        while limit.is_none_or(|limit| self.last_lsn + 1 < limit.lsn) {
             let expected = Expected { lsn: self.last_lsn + 1, prev_crc: (!self.after_damage).then_some(self.last_crc) };
             match self.scanner.frame(segment, position, expected, verify) {
                 Ok(found) => {
@@ -194,17 +205,24 @@ impl LogReader<'_> {
                     last_written_ms = found.header.written_ms;
                     position += found.header.frame_bytes() as u64;
                 }
-                Err(reason) => {
-                    match self.behind_damage(segment, position, (limit_lsn, limit_exact), in_snapshot, verify, &reason) {
-                        Some(next) => position = next,
-                        None => break,
-                    }
-                }
+                Err(reason) => match self.behind_damage(segment, position, limit, in_snapshot, verify, &reason) {
+                    Some(next) => position = next,
+                    None => break,
+                },
             }
         }
         let sealed = Sealed { file: segment.file, sequence: segment.header.sequence, last_written_ms };
         let end_block = (position / crate::format::BLOCK as u64) as u32;
         Ok((sealed, SegmentPlace { sequence: segment.header.sequence as u32, file: segment.file, end_block }))
+    }
+
+    /// The newest segment ends where the log's last opening found its end, if nothing was written since: what lies behind was given up,
+    /// though a frame in it may be whole, for two are written at the same time.
+    fn given_up_from(&self, segment: &Segment) -> Option<Limit> {
+        let Superblock { epoch, durable_lsn, .. } = self.superblock;
+        // 0 where nothing is known, and before the first snapshot, which nothing is written beside.
+        let opened_since = segment.header.epoch < epoch && durable_lsn > 0;
+        opened_since.then_some(Limit { lsn: durable_lsn + 1, exact: true })
     }
 
     /// The segment must go on where the one before ended.
@@ -245,20 +263,22 @@ impl LogReader<'_> {
         &mut self,
         segment: &Segment,
         position: u64,
-        (limit_lsn, limit_exact): (Option<u64>, bool),
+        limit: Option<Limit>,
         in_snapshot: bool,
         verify: bool,
         reason: &str,
     ) -> Option<u64> {
         let lost_lsn = self.last_lsn + 1;
-        let next =
-            self.scanner.find_next(segment, position + crate::format::BLOCK as u64, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
+        let limit_lsn = limit.map(|limit| limit.lsn);
+        let behind = position + crate::format::BLOCK as u64;
+        let next = self.scanner.find_next(segment, behind, lost_lsn, limit_lsn.unwrap_or(u64::MAX));
         // In the last segment the search has just seen everything that could prove it.
         let provable = next.is_some() || limit_lsn.is_some();
+        let limit_exact = limit.is_some_and(|limit| limit.exact);
         // A segment whose own beginning is lost does not say which frames before it were durable.
         let proven = limit_exact
             || (limit_lsn.is_none() && self.superblock.durable_lsn >= lost_lsn)
-            || (provable && self.scanner.proves(segment, position + crate::format::BLOCK as u64, lost_lsn));
+            || (provable && self.scanner.proves(segment, behind, lost_lsn));
         if !proven {
             // Nobody was told of this frame or of any behind it.
             // After a shutdown nothing was being written: what looks like remains is of an older life of a recycled file.
@@ -266,7 +286,8 @@ impl LogReader<'_> {
             self.report.torn_tail |= remains && !self.report.clean;
             return None;
         }
-        let resume_lsn = next.as_ref().map(|found| found.header.lsn).or(limit_lsn).unwrap_or(self.superblock.durable_lsn + 1);
+        let (next, durable_lsn) = self.joined(segment, behind, limit, next);
+        let resume_lsn = next.as_ref().map(|found| found.header.lsn).or(limit_lsn).unwrap_or(durable_lsn + 1);
         self.note_damage(segment, position, lost_lsn, resume_lsn - lost_lsn, reason);
         let only_snapshot = in_snapshot && next.as_ref().is_some_and(|found| is_snapshot(&found.header));
         if !only_snapshot {
@@ -275,6 +296,24 @@ impl LogReader<'_> {
         self.last_lsn = resume_lsn - 1;
         self.after_damage = true;
         next.map(|found| found.position)
+    }
+
+    /// The next good frame, unless one between the damage and it was never durable, and up to where the log is known to have been.
+    /// Two frames are written at the same time: of those the first may be missing and nobody was told of the second. The log
+    /// ended before it, or an earlier recovery ended it there.
+    fn joined(&mut self, segment: &Segment, behind: u64, limit: Option<Limit>, next: Option<Found>) -> (Option<Found>, u64) {
+        let known = if limit.is_none() { self.superblock.durable_lsn } else { 0 };
+        let exact = limit.is_some_and(|limit| limit.exact);
+        let Some(found) = next else { return (None, known) };
+        let mut known = known.max(found.header.durable_lsn);
+        if !exact && found.header.lsn > known + 1 {
+            known = known.max(self.scanner.proven_up_to(segment, behind));
+        }
+        if exact || found.header.lsn <= known + 1 {
+            return (Some(found), known);
+        }
+        self.report.torn_tail |= limit.is_none();
+        (None, known)
     }
 
     /// A frame whose directory is whole still says what it held; of others only their number is known.

@@ -255,6 +255,16 @@ impl<'a> Scanner<'a> {
         false
     }
 
+    /// Highest LSN that a good frame from `position` on says was durable.
+    pub(super) fn proven_up_to(&mut self, segment: &Segment, mut position: u64) -> u64 {
+        let mut proven = 0;
+        while let Some(found) = self.find_next(segment, position, 0, u64::MAX) {
+            proven = proven.max(found.header.durable_lsn);
+            position = found.position + found.header.frame_bytes() as u64;
+        }
+        proven
+    }
+
     /// Whether the block at `position` shows that frame `lsn` was begun there.
     pub(super) fn has_remains(&mut self, segment: &Segment, position: u64, lsn: u64) -> bool {
         (0..self.windows.len()).any(|copy| self.has_remains_on(copy, segment, position, lsn))

@@ -136,6 +136,15 @@ fn a_discarded_tail_stays_discarded_when_the_next_segment_lost_its_beginning() {
     run_as(324, Mode::Damage, false).unwrap();
 }
 
+/// Found by these seeds when two frames were first written at the same time: the second, whole behind a torn first one, was given up,
+/// and came back when the frame before both was damaged (34); or was taken for the next one when that was damaged at once (414).
+#[test]
+fn a_frame_whose_predecessor_was_never_durable_is_not_taken_for_the_next_one() {
+    for seed in [34, 414] {
+        run(seed, Mode::Damage).unwrap();
+    }
+}
+
 /// Found by these seeds: a write that went astray left a whole frame
 /// inside a gap, and a read that walked into the gap gave it out although it had been sent and stored again.
 #[test]
