@@ -258,3 +258,56 @@ fn volumes_come_and_go_while_the_log_works() {
     assert_eq!(report.volume_problems, Vec::<String>::new());
     check_all(&log.handle(), 1800);
 }
+
+#[test]
+fn a_directory_that_may_not_replace_a_disk_leaves_the_old_one_as_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| root.path().join(name);
+    let (other, _) = Log::open(tiered(&dir("other"))).unwrap();
+    other.shutdown().unwrap();
+    let (bare, _) = Log::open(small(&dir("bare"))).unwrap();
+    bare.shutdown().unwrap();
+    std::fs::create_dir(dir("home")).unwrap();
+    std::fs::write(dir("home/letter"), "mine").unwrap();
+    std::fs::write(dir("file"), "").unwrap();
+    std::os::unix::fs::symlink(dir("a"), dir("link")).unwrap();
+
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    quiet(&handle);
+    assert_eq!(handle.volume_attach(&dir("c")).unwrap(), 2);
+    for (name, reason) in [
+        ("other", "the wrong disk is mounted"),
+        ("bare", "the wrong disk is mounted"),
+        ("home", "letter"),
+        ("file", "cannot be listed"),
+        ("file/below", "cannot be listed"),
+        ("a", "it is volume 0 already"),
+        ("b", "it is volume 1 already"),
+        ("c", "it is volume 2 already"),
+        ("link", "it is volume 0 already"),
+    ] {
+        let before = std::fs::read_dir(dir(name)).map(Iterator::count).ok();
+        let refused = handle.volume_replace(1, &dir(name), false).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{name}: {refused}");
+        assert_eq!(std::fs::read_dir(dir(name)).map(Iterator::count).ok(), before, "{name}");
+        let volumes = handle.volumes();
+        assert!(volumes.iter().all(|volume| volume.health == Health::Healthy && volume.usage == VolumeUse::Active), "{volumes:?}");
+        assert_eq!((handle.mirror_status().in_step(), handle.stats().copies), (2, 2), "{name}");
+    }
+    assert!(handle.volume_replace(9, &dir("d"), true).unwrap_err().to_string().contains("no volume 9"));
+    assert!(!dir("d").exists());
+    // A new disk where the old one was mounted, and one elsewhere.
+    for (number, name, new) in [(1, "d", 3), (0, "e", 4)] {
+        assert_eq!(handle.volume_replace(number, &dir(name), false).unwrap(), new);
+        until("two copies of the log", &handle, || handle.stats().copies == 2);
+        until("two copies of the rest", &handle, || handle.volumes().iter().all(|volume| volume.only_copies == 0));
+    }
+    assert_eq!(handle.volumes()[1].usage, VolumeUse::Gone);
+    let refused = handle.volume_replace(3, &dir("b"), false).unwrap_err().to_string();
+    assert!(refused.contains("detached for good"), "{refused}");
+    check_all(&handle, 600);
+}
