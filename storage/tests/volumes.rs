@@ -295,7 +295,10 @@ fn a_directory_that_may_not_replace_a_disk_leaves_the_old_one_as_it_was() {
         assert!(refused.contains(reason), "{name}: {refused}");
         assert_eq!(std::fs::read_dir(dir(name)).map(Iterator::count).ok(), before, "{name}");
         let volumes = handle.volumes();
-        assert!(volumes.iter().all(|volume| volume.health == Health::Healthy && volume.usage == VolumeUse::Active), "{volumes:?}");
+        assert!(
+            volumes.iter().all(|volume| volume.health == Health::Healthy && volume.usage == VolumeUse::Active),
+            "{volumes:?}"
+        );
         assert_eq!((handle.mirror_status().in_step(), handle.stats().copies), (2, 2), "{name}");
     }
     assert!(handle.volume_replace(9, &dir("d"), true).unwrap_err().to_string().contains("no volume 9"));
@@ -310,4 +313,71 @@ fn a_directory_that_may_not_replace_a_disk_leaves_the_old_one_as_it_was() {
     let refused = handle.volume_replace(3, &dir("b"), false).unwrap_err().to_string();
     assert!(refused.contains("detached for good"), "{refused}");
     check_all(&handle, 600);
+}
+
+/// Cold segments in `a`, `c` and `d`, two copies of each, so that no directory has all.
+fn scattered(root: &Path) -> LogConfig {
+    LogConfig { cold_dirs: vec![root.join("c"), root.join("d"), root.join("e")], ..tiered(&root.join("a")) }
+}
+
+fn back_up(log: &LogHandle, to: &Path) -> backup::BackupReport {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    log.backup(to, backup::BackupOptions::default(), &stop, &mut || {}, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_backup_of_segments_on_many_disks_is_restored_into_one_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let (to, dir) = (root.path().join("backup"), |name: &str| root.path().join(name));
+    let (log, _) = Log::open(scattered(root.path())).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    // Where there is most room decides, and all have the same: each disk in turn is the one that takes none.
+    for (at, out) in [1, 2, 3].into_iter().enumerate() {
+        handle.volume_drain(out, true).unwrap();
+        let at = at as u32;
+        let sorted = handle.stats().recycled;
+        fill(&handle, at * 600..(at + 1) * 600);
+        until("sorting", &handle, || handle.stats().recycled >= sorted + 2);
+        handle.volume_drain(out, false).unwrap();
+    }
+    quiet(&handle);
+    let has_all = |volume: &VolumeStatus| volume.segments == handle.stats().cold_segments;
+    assert!(!handle.volumes().iter().any(has_all), "{:?}", handle.volumes());
+    let report = back_up(&handle, &to);
+    assert_eq!(report.source_damage, Vec::<String>::new());
+    // Copies move, and nothing is copied again for that.
+    handle.volume_drain(0, true).unwrap();
+    until("moving", &handle, || handle.volumes()[0].segments == 0);
+    quiet(&handle);
+    let again = back_up(&handle, &to);
+    assert!(again.copied_bytes < report.copied_bytes / 4, "{again:?} after {report:?}");
+    log.shutdown().unwrap();
+
+    // A copy that has rotted is not the one that is taken.
+    let named = [dir("c"), dir("d"), dir("e")];
+    let rotten = named.iter().find_map(|dir| cold_files(dir).into_iter().next()).unwrap();
+    let bytes = std::fs::metadata(&rotten).unwrap().len() as usize;
+    flip_all(&rotten, bytes / 4..bytes / 2);
+    let options = backup::BackupOptions::default;
+    let alone = backup::backup_stopped(&dir("a"), &dir("other"), options(), &mut |_| {}).unwrap_err();
+    assert!(matches!(alone, backup::BackupError::Elsewhere { segments } if segments > 0), "{alone}");
+    let stranger = [dir("backup")];
+    let refused = backup::backup_stopped_volumes(&dir("a"), &stranger, &dir("other"), options(), &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, backup::BackupError::NoVolumeOfIt(_)), "{refused}");
+    let stopped = backup::backup_stopped_volumes(&dir("a"), &named, &dir("other"), options(), &mut |_| {}).unwrap();
+    assert_eq!(stopped.source_damage, Vec::<String>::new());
+
+    for (from, restored) in [("backup", "r"), ("other", "s")] {
+        backup::restore(&dir(from), &dir(restored), None, &mut |_| {}).unwrap();
+        let found = check::check(&dir(restored), check::CheckOptions::default(), &|_| {}).unwrap();
+        assert!(found.is_clean(), "{:?}", found.findings);
+        let (log, report) =
+            Log::open(LogConfig { cold_dirs: vec![dir(&format!("{restored}2"))], ..tiered(&dir(restored)) }).unwrap();
+        assert_eq!(report.volume_problems, Vec::<String>::new());
+        check_all(&log.handle(), 1800);
+        fill(&log.handle(), 1800..1900);
+        check_all(&log.handle(), 1900);
+        until("second copies", &log.handle(), || log.handle().volumes().iter().all(|volume| volume.only_copies == 0));
+    }
 }

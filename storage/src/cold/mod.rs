@@ -56,7 +56,7 @@ pub struct ColdEntry {
 }
 
 /// CRC of a page or an index: over what lies behind it, and the segment's number, so that another segment's does not pass.
-fn crc_with_number(number: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn crc_with_number(number: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
 }
 

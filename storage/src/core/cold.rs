@@ -153,6 +153,16 @@ impl Cold {
         self.running.is_none() && self.edit.is_none()
     }
 
+    /// Several, one after another.
+    pub(super) fn change_in_turn(&mut self, appends: VecDeque<Append>) {
+        assert!(self.edit.is_none(), "one change at a time");
+        self.edit = Some(Edit { appends, submitted: false }).filter(|edit| !edit.appends.is_empty());
+    }
+
+    pub(super) fn is_changing(&self) -> bool {
+        self.edit.is_some()
+    }
+
     /// One change of the manifest.
     pub(super) fn change(&mut self, meta: Vec<MetaOp>) {
         let appends = VecDeque::from([Append { meta, ..Append::default() }]);
