@@ -112,7 +112,7 @@ fn only_ours(dir: &Path) -> Result<(), String> {
 }
 
 /// The newest superblock that can be read, if there is one.
-fn superblock_in(dir: &Path) -> Result<Option<Superblock>, String> {
+pub(crate) fn superblock_in(dir: &Path) -> Result<Option<Superblock>, String> {
     let bytes = match std::fs::read(dir.join("superblock")) {
         Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("its superblock cannot be read: {error}")),

@@ -381,3 +381,63 @@ fn a_backup_of_segments_on_many_disks_is_restored_into_one_directory() {
         until("second copies", &log.handle(), || log.handle().volumes().iter().all(|volume| volume.only_copies == 0));
     }
 }
+
+#[test]
+fn a_check_of_all_disks_reads_each_copy_and_names_what_no_copy_has() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| root.path().join(name);
+    let config = LogConfig { cold_dirs: vec![dir("c")], compress_from_bytes: None, ..pair(root.path()) };
+    let (log, _) = Log::open(config).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    quiet(&handle);
+    log.shutdown().unwrap();
+    let checked = |others: &[&str]| {
+        let others: Vec<PathBuf> = others.iter().map(|name| dir(name)).collect();
+        check::check_volumes(&dir("a"), &others, check::CheckOptions::default(), &|_| {}).unwrap()
+    };
+    let says = |report: &check::CheckReport, file: &str, words: &str| {
+        report.findings.iter().any(|finding| finding.file.ends_with(file) && finding.what.contains(words))
+    };
+    let report = checked(&["c", "b"]);
+    assert!(report.is_clean() && report.findings.is_empty() && report.lost.is_empty(), "{report:?}");
+    assert_eq!((report.copies, report.volumes.len()), (2, 3));
+    assert!(report.volumes.iter().all(|volume| volume.dir.is_some() && volume.unseen == 0), "{report:?}");
+    let alone = checked(&[]);
+    assert!(alone.is_clean() && says(&alone, "superblock", "one of two copies"), "{alone:?}");
+    assert!(says(&alone, "volume", "volume 2") && alone.volumes[2].dir.is_none(), "{alone:?}");
+    assert_eq!((alone.records, alone.frames), (report.records, report.frames));
+    let missing = checked(&["b", "nowhere"]);
+    assert!(says(&missing, "nowhere/volume", "cannot be read") && !missing.is_clean(), "{missing:?}");
+
+    // A stretch of the newest segment, on one copy and then on both.
+    let newest = |name: &str| {
+        let files = std::fs::read_dir(dir(name).join("wal")).unwrap().map(|file| file.unwrap().path());
+        files.max_by_key(|path| {
+            std::fs::read(path).unwrap()[32..40].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
+        })
+    };
+    flip_all(&newest("b").unwrap(), 40 << 10..60 << 10);
+    let one = checked(&["b", "c"]);
+    assert!(!one.is_clean() && one.lost.is_empty() && one.records == report.records, "{one:?}");
+    assert!(
+        one.findings.iter().all(|finding| finding.file.contains("/b/wal/") && finding.what.contains("the other copy has it")),
+        "{one:?}"
+    );
+    flip_all(&newest("a").unwrap(), 40 << 10..60 << 10);
+    let both = checked(&["b", "c"]);
+    assert!(both.lost_total > 0 && both.records < report.records, "{both:?}");
+    assert!(both.findings.iter().all(|finding| !finding.what.contains("the other copy has it")), "{both:?}");
+    flip_all(&newest("a").unwrap(), 40 << 10..60 << 10);
+    flip_all(&newest("b").unwrap(), 40 << 10..60 << 10);
+    // A file of either kind that is gone.
+    std::fs::remove_file(newest("b").unwrap()).unwrap();
+    let gone = checked(&["b", "c"]);
+    assert!(gone.lost.is_empty() && gone.damage_total == 1 && says(&gone, ".wal", "the other copy has it"), "{gone:?}");
+    let segment = cold_files(&dir("c")).pop().unwrap();
+    std::fs::remove_file(segment).unwrap();
+    let gone = checked(&["b", "c"]);
+    assert!(gone.lost.is_empty() && gone.damage_total == 2 && says(&gone, ".cold", "another copy is whole"), "{gone:?}");
+}
