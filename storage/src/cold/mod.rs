@@ -92,6 +92,18 @@ impl fmt::Display for Part {
     }
 }
 
+impl ColdError {
+    /// Of the segment that it is about.
+    pub fn number(&self) -> u32 {
+        match self {
+            ColdError::Damaged { number, .. }
+            | ColdError::Misplaced { number, .. }
+            | ColdError::Foreign { number }
+            | ColdError::Newer { number, .. } => *number,
+        }
+    }
+}
+
 /// What is wrong with a cold segment. Always the operator's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
