@@ -21,6 +21,7 @@ pub mod merge;
 mod pages;
 pub(crate) mod read;
 mod rewrite;
+mod scrub;
 pub mod stores;
 pub mod wal;
 mod writer;

@@ -79,6 +79,8 @@ pub(super) enum Running {
         why: Why,
     },
     Remove(Vec<(u32, Vec<u8>)>),
+    /// Copies of the WAL segment with this sequence are looked at.
+    ScrubWal(u64),
     /// Its copies are looked at; when that went well these hold it.
     Mend {
         number: u32,
@@ -184,7 +186,7 @@ impl<T> Engine<T> {
         };
         cold.retry_at = None;
         // That of a mere look says nothing of the room there is.
-        cold.disk_full &= matches!(running, Running::Mend { .. });
+        cold.disk_full &= matches!(running, Running::Mend { .. } | Running::ScrubWal(_));
         match (running, done) {
             (Running::Clean, Done::Cleaned { volumes, missing }) => self.volumes_cleaned(&volumes, &missing),
             (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
@@ -201,6 +203,7 @@ impl<T> Engine<T> {
             }
             (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
             (Running::Remove(_), Done::Removed) => {}
+            (Running::ScrubWal(sequence), done @ Done::WalScrubbed { .. }) => self.wal_scrubbed(sequence, done),
             (Running::Mend { number, after, why }, done @ Done::Mended { .. }) => self.segment_mended(number, &after, why, done),
             (running, done) => panic!("{running:?} was answered with {done:?}"),
         }
@@ -233,6 +236,10 @@ impl<T> Engine<T> {
             }
             (Running::Merge { .. }, JobError::Apart { before, after }) => {
                 cold.apart.insert((*before, *after));
+                return;
+            }
+            (Running::ScrubWal(sequence), _) => {
+                tracing::warn!(%error, segment = sequence, "the copies of a log segment could not be looked at");
                 return;
             }
             (Running::Mend { number, .. }, _) => {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Engine;
 use super::cold::{Cold, Running, put};
+use super::scrub::WalRound;
 use crate::cold::job::{Done, Job};
 use crate::cold::manifest::{ManifestError, VolumeEntry, VolumeUse, cold_key, parse_volume_key, volume_key};
 use crate::cold::stores::WritePlan;
@@ -82,7 +83,9 @@ pub(super) struct Upkeep {
     lost: BTreeSet<u32>,
     /// The scrub has done all up to this one.
     scrubbed_to: u32,
-    scrub_at: Duration,
+    pub(super) scrub_at: Duration,
+    /// And of the WAL.
+    pub(super) wal: WalRound,
     /// What is owed, at the last look.
     owed: (u64, u64),
 }
@@ -283,9 +286,12 @@ impl<T> Engine<T> {
     pub(super) fn mend_job(&mut self) -> Option<(Running, Job)> {
         self.note_times();
         let owed = self.owed_job();
-        let (place, from, to, after, why) = match self.doubtful_job() {
-            Some(doubtful) => doubtful,
-            None => owed.or_else(|| self.scrub_job())?,
+        let (place, from, to, after, why) = match self.doubtful_job().or(owed) {
+            Some(urgent) => urgent,
+            None => match self.wal_scrub_job() {
+                Some(job) => return Some(job),
+                None => self.scrub_job()?,
+            },
         };
         Some((Running::Mend { number: place.number, after, why }, Job::Mend { place, from, to }))
     }
@@ -378,6 +384,7 @@ impl<T> Engine<T> {
         let due = due.filter(|place| !volumes.readable(place.entry.holders()).is_empty()).min_by_key(|place| place.number);
         let Some(place) = due else {
             cold.upkeep.scrubbed_to = 0;
+            cold.upkeep.wal.ends();
             cold.upkeep.scrub_at = now + cold.config().scrub_every;
             return None;
         };
