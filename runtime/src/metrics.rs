@@ -152,6 +152,14 @@ pub struct Levels {
     pub cold_segments_lost: Level,
     /// Bytes read by the scrub since the start.
     pub scrubbed_bytes: Level,
+    /// Bytes of the log read by the scrub since the start.
+    pub log_scrubbed_bytes: Level,
+    /// Frames found damaged on a copy of the log.
+    pub log_frames_damaged: Level,
+    /// Of these, written anew from the other copy.
+    pub log_frames_mended: Level,
+    /// Stretches of frames that no copy has.
+    pub log_frames_lost: Level,
     /// Bytes written to the disk for each byte of record batches, since the start.
     pub write_amplification: Gauge<f64, AtomicU64>,
 }
@@ -180,6 +188,10 @@ impl Levels {
         self.cold_copies_damaged.set(stats.cold_copies_damaged);
         self.cold_segments_lost.set(stats.cold_segments_lost);
         self.scrubbed_bytes.set(stats.scrubbed_bytes);
+        self.log_scrubbed_bytes.set(stats.wal_scrubbed_bytes);
+        self.log_frames_damaged.set(stats.wal_frames_damaged);
+        self.log_frames_mended.set(stats.wal_frames_mended);
+        self.log_frames_lost.set(stats.wal_frames_lost);
         self.write_amplification.set(write_amplification(stats).unwrap_or(0.0));
     }
 }
@@ -241,7 +253,7 @@ impl Metrics {
 
     fn register_levels(&mut self) {
         let levels = &self.levels;
-        let gauges: [(&str, &str, &Level); 27] = [
+        let gauges: [(&str, &str, &Level); 31] = [
             ("ingest_in_flight_bytes", "Received and not yet durable", &levels.ingest_bytes_in_flight),
             ("topics", "Topics", &levels.topics),
             ("partitions", "Partitions", &levels.partitions),
@@ -269,6 +281,14 @@ impl Metrics {
             ("cold_copies_damaged", "Copies of cold segments found damaged since the start", &levels.cold_copies_damaged),
             ("cold_segments_lost", "Cold segments of which something is damaged on every copy", &levels.cold_segments_lost),
             ("scrubbed_bytes", "Bytes of cold segments read to check them since the start", &levels.scrubbed_bytes),
+            ("log_scrubbed_bytes", "Bytes of full log segments read to check them since the start", &levels.log_scrubbed_bytes),
+            ("log_frames_damaged", "Frames found damaged on a copy of the log since the start", &levels.log_frames_damaged),
+            (
+                "log_frames_mended",
+                "Frames written anew from the other copy of the log since the start",
+                &levels.log_frames_mended,
+            ),
+            ("log_frames_lost", "Stretches of frames that no copy of the log has intact", &levels.log_frames_lost),
         ];
         for (name, help, gauge) in gauges {
             self.registry.register(name, help, gauge.clone());

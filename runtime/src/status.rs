@@ -153,5 +153,9 @@ fn cold_json(stats: &LogStats) -> Value {
         "segments_lost": stats.cold_segments_lost,
         "reads_rescued": stats.cold_reads_rescued,
         "scrubbed_bytes": stats.scrubbed_bytes,
+        "log_scrubbed_bytes": stats.wal_scrubbed_bytes,
+        "log_frames_damaged": stats.wal_frames_damaged,
+        "log_frames_mended": stats.wal_frames_mended,
+        "log_frames_lost": stats.wal_frames_lost,
     })
 }

@@ -21,6 +21,7 @@ mod log;
 mod mirror;
 mod read;
 pub mod recovery;
+mod replace;
 pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -23,6 +23,7 @@ use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::pair::restore_files;
 use crate::recovery::recover;
+use crate::replace::{self, Newcomer};
 use crate::report::{LogError, OpenError, RecoveryReport};
 use crate::sorter::{Sorter, Tools};
 use crate::stats::LogStats;
@@ -233,7 +234,7 @@ fn find_volumes(
     let mut cold_dirs: Vec<_> = config.cold_dirs.iter().collect();
     cold_dirs.sort_by_key(|dir| !volume_dir::has_identity(dir));
     for dir in cold_dirs {
-        match volume_dir::open_cold_dir(dir, config.backend).and_then(&mut add) {
+        match volume_dir::open_cold_dir(dir, config.backend, None).and_then(&mut add) {
             Ok(()) => {}
             Err(error @ OpenError::InUse { .. }) => return Err(error),
             Err(error) => problems.push(error.to_string()),
@@ -474,7 +475,7 @@ impl LogHandle {
         } else if let Some(disk) = held {
             VolumeDir { path: dir.to_owned(), disk, has_wal: false }
         } else {
-            volume_dir::open_cold_dir(dir, shared.volumes.backend)?
+            volume_dir::open_cold_dir(dir, shared.volumes.backend, None)?
         };
         shared.volumes.join(volume, &shared.view, &|order| self.order(order))
     }
@@ -496,6 +497,38 @@ impl LogHandle {
             answer
         };
         shared.volumes.detach(number, &shared.mirror.control, &|order| self.order(order), &let_go, &shared.view)
+    }
+
+    /// Puts `dir` in the place of volume `number`, its copy of the WAL included, and forgets that one. The directory is looked at and
+    /// opened first: if it is refused, nothing has changed. Refused as well while the old one holds the only copy of a segment, unless
+    /// by `force`. Returns the new one's number; its segments follow from the others. Blocks; not for executor threads.
+    pub fn volume_replace(&self, number: u8, dir: &Path, force: bool) -> Result<u8, OpenError> {
+        let shared = &self.shared;
+        if !shared.tiered {
+            return Err(VolumeError::NoColdTier.into());
+        }
+        let old = self.volumes().into_iter().find(|volume| volume.number == number && volume.usage != VolumeUse::Gone);
+        let old = old.ok_or(VolumeError::Unknown(number))?;
+        if old.only_copies > 0 && !force {
+            return Err(VolumeError::OnlyCopy { number, segments: old.only_copies as usize }.into());
+        }
+        let newcomer = replace::accept(number, dir, &shared.volumes, &shared.mirror, &shared.view)?;
+        self.volume_detach(number)?;
+        let joined = self.join_newcomer(newcomer).map_err(|error| OpenError::ReplaceCutShort {
+            number,
+            path: dir.to_owned(),
+            source: Box::new(error),
+        })?;
+        self.volume_forget(number, force)?;
+        Ok(joined)
+    }
+
+    fn join_newcomer(&self, newcomer: Newcomer) -> Result<u8, OpenError> {
+        if let Some((member, generation)) = newcomer.copy {
+            replace::settled(&self.shared.mirror.control)?;
+            self.shared.mirror.fill(member, generation)?;
+        }
+        self.shared.volumes.join(newcomer.volume, &self.shared.view, &|order| self.order(order))
     }
 
     /// Forgets a volume for good: its disk was replaced, or is lost. Its segments get their second copies elsewhere. Refused while

@@ -158,10 +158,28 @@ impl Mirror {
         let (mut member, volume, _) = open_member(dir, self.backend, self.headroom, lock)?;
         warn_of_one_disk(&self.dir, dir);
         let generation = may_be_filled(member.disk.as_mut(), &survivor, &member.name)?;
+        self.fill(member, generation)?;
+        Ok(volume)
+    }
+
+    /// Opens a directory that a copy is going to be made in, whoever else is a copy now. Answers the generation of its superblock.
+    pub(crate) fn prepare(&self, dir: &Path, held: Option<Arc<DirLock>>) -> Result<(Member, VolumeDir, u64), OpenError> {
+        let image = self.control.image();
+        let image = image.ok_or_else(|| OpenError::MirrorBusy("the log has no superblock yet: try again".to_owned()))?;
+        let (mut member, volume, _) = open_member(dir, self.backend, self.headroom, held)?;
+        warn_of_one_disk(&self.dir, dir);
+        let generation = may_be_filled(member.disk.as_mut(), &image, &member.name)?;
+        Ok((member, volume, generation))
+    }
+
+    /// Makes what was opened the second copy: filling begins.
+    pub(crate) fn fill(&self, mut member: Member, generation: u64) -> Result<(), OpenError> {
+        let busy = |what: &str| Err(OpenError::MirrorBusy(what.to_owned()));
+        let Some(survivor) = self.control.survivor() else { return busy("the log has two copies already") };
         member.copy_id = fresh_id();
         let generation = prepare_target(member.disk.as_mut(), &survivor, member.copy_id, generation)?;
         match self.control.attach(member, generation).recv_timeout(ANSWER_PATIENCE) {
-            Ok(true) => Ok(volume),
+            Ok(true) => Ok(()),
             Ok(false) => busy("another copy was attached meanwhile"),
             Err(_) => busy("the log thread does not answer: its disk hangs, or it has stopped"),
         }

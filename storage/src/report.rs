@@ -247,6 +247,18 @@ pub enum OpenError {
         /// Why, and what to do.
         what: String,
     },
+    /// A directory was sound when the volume that it replaces was let go of, and failed then.
+    #[error(
+        "volume {number} was let go of, and {path} failed before it had its place: {source}; until it is replaced the log may have one copy: give another directory for volume {number}", path = .path.display()
+    )]
+    ReplaceCutShort {
+        /// The volume that is out.
+        number: u8,
+        /// The new directory.
+        path: PathBuf,
+        /// What failed.
+        source: Box<OpenError>,
+    },
     /// A volume cannot be had, or let go of.
     #[error(transparent)]
     Volume(#[from] crate::core::VolumeError),

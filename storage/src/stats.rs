@@ -142,6 +142,14 @@ pub struct LogStats {
     pub cold_segments_lost: u64,
     /// Bytes read by the scrub, and by the jobs that make copies.
     pub scrubbed_bytes: u64,
+    /// Bytes of full WAL segments that the scrub read, on all copies.
+    pub wal_scrubbed_bytes: u64,
+    /// Frames of these that it found damaged or unreadable on a copy.
+    pub wal_frames_damaged: u64,
+    /// Of these, written anew from the other copy.
+    pub wal_frames_mended: u64,
+    /// Stretches that no copy has intact.
+    pub wal_frames_lost: u64,
     /// Reads of cold segments that the second copy answered.
     pub cold_reads_rescued: u64,
     /// Stretches of durable frames that turned out to be damaged while running.

@@ -130,6 +130,12 @@ pub(crate) fn has_identity(dir: &Path) -> bool {
     dir.join(NAME).exists()
 }
 
+/// Who it says it is, if it does.
+pub(crate) fn identity_in(dir: &Path) -> Option<Uuid> {
+    let bytes = std::fs::read(dir.join(NAME)).ok()?;
+    Identity::decode(&bytes).ok().map(|identity| identity.volume)
+}
+
 fn look(dir: &Path, has_wal: bool, on_purpose: bool) -> Result<Found, OpenError> {
     let path = dir.join(NAME);
     let identity = match std::fs::read(&path) {
@@ -153,11 +159,14 @@ pub(crate) fn write_identity(dir: &Path, identity: &Identity) -> Result<(), Open
     written.map_err(|source| OpenError::Directory { what: "writing", path, source })
 }
 
-/// Opens a directory that holds cold segments only.
-pub(crate) fn open_cold_dir(dir: &Path, backend: BackendChoice) -> Result<VolumeDir, OpenError> {
-    let lock = DirLock::acquire(dir)?;
+/// Opens a directory that holds cold segments only. `held`: its lock, if this log has it already.
+pub(crate) fn open_cold_dir(dir: &Path, backend: BackendChoice, held: Option<Arc<DirLock>>) -> Result<VolumeDir, OpenError> {
+    let lock = match held {
+        Some(lock) => lock,
+        None => Arc::new(DirLock::acquire(dir)?),
+    };
     let (reader, open) = disk::open_cold(dir, backend)?;
-    let disk = VolumeDisk { reader, open: Some(open), keep: Arc::new(lock), wal: Weak::new() };
+    let disk = VolumeDisk { reader, open: Some(open), keep: lock, wal: Weak::new() };
     Ok(VolumeDir { path: dir.to_owned(), disk, has_wal: false })
 }
 

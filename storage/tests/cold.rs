@@ -147,3 +147,87 @@ fn of_a_compacted_class_the_last_value_of_each_key_stays_at_its_offset() {
     }
     assert!(found.iter().all(|(offset, bytes)| *bytes == value(*offset as u32)), "what stays has its offset");
 }
+
+fn keyed_at(timestamp: i64, key: u32, value: &[u8]) -> Append {
+    let mut builder = BatchBuilder::new(Codec::None);
+    builder.push(timestamp, Some(format!("key {key}").as_bytes()), Some(value), &[]);
+    let batches = builder.finish().unwrap().into();
+    let partition = PartitionId(0);
+    Append { entries: vec![AppendEntry { partition, batches, record_count: 1, max_timestamp: timestamp }], ..Append::default() }
+}
+
+#[test]
+fn a_damaged_segment_keeps_its_class_from_being_compacted_only_until_it_is_whole_or_gone() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    for mended in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = tiered(dir.path(), BackendChoice::Auto);
+        let cold = config.cold.as_mut().unwrap();
+        (cold.merge_fan_in, cold.sort_memory_bytes, cold.scrub_bytes_per_s) = (16, 1 << 20, None);
+        let (log, _) = Log::open(config.clone()).unwrap();
+        log.handle().append_blocking(partitions(1));
+        for n in 0..700 {
+            // The first segment holds old records only.
+            let timestamp = if n < 200 { 1_000 } else { now };
+            offset(log.handle().append_blocking(keyed_at(timestamp, n % 10, &value(n))));
+        }
+        until("sorting", || log.handle().stats().cold_segments >= 4 && !log.handle().stats().cold_busy);
+        log.shutdown().unwrap();
+        let path = dir.path().join("cold/00000001.cold");
+        let whole = std::fs::read(&path).unwrap();
+        let mut rotten = whole.clone();
+        rotten[5000] ^= 1;
+        std::fs::write(&path, rotten).unwrap();
+
+        let cold = config.cold.as_mut().unwrap();
+        if mended {
+            (cold.scrub_bytes_per_s, cold.scrub_every) = (Some(1 << 30), Duration::from_millis(20));
+        }
+        let (log, _) = Log::open(config).unwrap();
+        let handle = log.handle();
+        let compact = ClassPolicy { compact: true, delete: false, ..ClassPolicy::default() };
+        handle.set_class_policy(ClassId(0), compact.clone());
+        if mended {
+            until("a round of the scrub", || handle.stats().cold_segments_lost == 1);
+        } else {
+            let begin = Instant::now();
+            until("some looks", || begin.elapsed() > Duration::from_millis(1500));
+        }
+        assert_eq!(handle.stats().records_compacted, 0, "it would be compacted away unread");
+        if mended {
+            std::fs::write(&path, &whole).unwrap();
+        } else {
+            let age = ClassPolicy { delete: true, retention_ms: Some(24 * 3600 * 1000), ..compact };
+            handle.set_class_policy(ClassId(0), age);
+        }
+        until("compaction", || handle.stats().records_compacted > 0);
+        let start = handle.bounds(PartitionId(0)).unwrap().start;
+        assert_eq!(start > 0, !mended);
+        for (offset, bytes) in read_all(&handle, PartitionId(0), start) {
+            assert!(bytes == value(offset as u32), "offset {offset}");
+        }
+    }
+}
+
+#[test]
+fn the_neighbours_of_a_damaged_segment_are_merged_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = tiered(dir.path(), BackendChoice::Auto);
+    let cold = config.cold.as_mut().unwrap();
+    (cold.merge_fan_in, cold.sort_memory_bytes, cold.scrub_bytes_per_s) = (16, 1 << 20, None);
+    let (log, _) = Log::open(config.clone()).unwrap();
+    log.handle().append_blocking(partitions(1));
+    fill(&log.handle(), 1, 0..600);
+    until("sorting", || log.handle().stats().cold_segments >= 4 && !log.handle().stats().cold_busy);
+    let before = log.handle().stats().cold_segments;
+    log.shutdown().unwrap();
+    let path = dir.path().join("cold/00000001.cold");
+    let mut rotten = std::fs::read(&path).unwrap();
+    rotten[5000] ^= 1;
+    std::fs::write(&path, rotten).unwrap();
+    let cold = config.cold.as_mut().unwrap();
+    (cold.merge_fan_in, cold.merged_bytes) = (before as usize - 1, 1 << 30);
+    let (log, _) = Log::open(config).unwrap();
+    // All that are left but the damaged one.
+    until("merging", || log.handle().stats().merged_to_bytes > 0);
+}

@@ -87,9 +87,37 @@ fn config(dir: &Path) -> LogConfig {
     }
 }
 
+/// With a cold tier that has something to do.
+fn config_1_1(dir: &Path) -> LogConfig {
+    let cold = ColdConfig { sort_bytes: 128 << 10, sort_memory_bytes: 48 << 10, merge_fan_in: 3, ..ColdConfig::default() };
+    LogConfig { cold: Some(cold), retention_bytes: None, ..config(dir) }
+}
+
+/// With a cold tier that leaves everything as it is, so that what is in it can be told.
+fn calm_1_1(dir: &Path) -> LogConfig {
+    let cold = ColdConfig {
+        sort_bytes: 1 << 40,
+        burst_bytes: 1 << 40,
+        wal_bytes_max: 1 << 40,
+        sort_age: std::time::Duration::from_secs(1 << 40),
+        merge_fan_in: 16,
+        ..ColdConfig::default()
+    };
+    LogConfig { cold: Some(cold), ..config_1_1(dir) }
+}
+
 #[test]
 fn volumes_of_format_1_0_open_with_all_they_hold() {
-    for variant in VARIANTS {
+    open_with_all_they_hold(&VARIANTS, config);
+}
+
+#[test]
+fn volumes_of_format_1_1_open_with_all_they_hold() {
+    open_with_all_they_hold(&VARIANTS_1_1, calm_1_1);
+}
+
+fn open_with_all_they_hold(variants: &[&str], config: fn(&Path) -> LogConfig) {
+    for &variant in variants {
         let expected = std::fs::read_to_string(fixtures().join(variant).join("expected.txt")).unwrap();
         let dir = tempfile::tempdir().unwrap();
         unpack(variant, dir.path());
@@ -307,6 +335,62 @@ fn make_the_fixtures() {
     for (variant, dir) in VARIANTS.iter().zip([&closed, &unclean, &gap]) {
         pack(dir, variant);
         let (log, report) = Log::open(config(dir)).unwrap();
+        std::fs::write(fixtures().join(variant).join("expected.txt"), findings(&report) + &contents(&log.handle())).unwrap();
+        log.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn the_fixtures_of_format_1_1_have_cold_segments_of_two_classes_and_a_raised_start() {
+    let dir = tempfile::tempdir().unwrap();
+    unpack(VARIANTS_1_1[0], dir.path());
+    let report = weir_storage::check::check(dir.path(), weir_storage::check::CheckOptions::default(), &|_| {}).unwrap();
+    assert!(report.is_clean() && report.cold_segments > 1 && report.cold_records > 100, "{report:?}");
+    let classes: std::collections::BTreeSet<u8> = files(dir.path())
+        .into_iter()
+        .filter(|(_, name)| name.ends_with(".cold"))
+        .map(|(path, _)| std::fs::read(path).unwrap()[36])
+        .collect();
+    assert_eq!(classes.into_iter().collect::<Vec<_>>(), [0, 1]);
+    let (log, _) = Log::open(calm_1_1(dir.path())).unwrap();
+    assert_eq!(log.handle().bounds(P).unwrap().start, 50);
+    assert_eq!(log.handle().volumes().len(), 1);
+    log.shutdown().unwrap();
+}
+
+/// The same for format 1.1: with a cold tier.
+#[test]
+#[ignore = "writes the fixtures of the current format version"]
+fn make_the_fixtures_of_format_1_1() {
+    let base = tempfile::tempdir().unwrap();
+    let (closed, unclean) = (base.path().join("closed"), base.path().join("unclean"));
+    std::fs::create_dir_all(&closed).unwrap();
+    let (log, _) = Log::open(config_1_1(&closed)).unwrap();
+    let mut partitions = PARTITIONS.map(PartitionOp::Open).to_vec();
+    partitions.push(PartitionOp::SetClass(PartitionId(2), ClassId(1)));
+    log.handle().append_blocking(Append { partitions, ..Append::default() });
+    write(&log.handle(), 0..60);
+    let sorted = || files(&closed).iter().filter(|(_, name)| name.ends_with(".cold")).count();
+    for _ in 0..200 {
+        if sorted() > 1 && log.handle().stats().recycled > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        log.handle().append_blocking(append(PartitionId(3), &[b"time passes"]));
+    }
+    assert!(sorted() > 1);
+    log.handle().append_blocking(Append { partitions: vec![PartitionOp::RaiseStart(P, 50)], ..Append::default() });
+    write(&log.handle(), 60..63);
+    log.shutdown().unwrap();
+    let crashed = base.path().join("crashed");
+    copy(&closed, &crashed);
+    let (log, _) = Log::open(calm_1_1(&crashed)).unwrap();
+    write(&log.handle(), 63..65);
+    copy(&crashed, &unclean);
+    log.shutdown().unwrap();
+    for (variant, dir) in VARIANTS_1_1.iter().zip([&closed, &unclean]) {
+        pack(dir, variant);
+        let (log, report) = Log::open(calm_1_1(dir)).unwrap();
         std::fs::write(fixtures().join(variant).join("expected.txt"), findings(&report) + &contents(&log.handle())).unwrap();
         log.shutdown().unwrap();
     }

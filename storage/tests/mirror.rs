@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use support::*;
 use weir_storage::check::{CheckOptions, Severity, check};
-use weir_storage::{CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
+use weir_storage::stats::LogStats;
+use weir_storage::{BackendChoice, ColdConfig, CopyState, Durability, Log, LogConfig, LogHandle, OpenError, Outcome};
 
 fn pair(root: &Path) -> LogConfig {
     LogConfig { mirror_dir: Some(root.join("b")), ..small(&root.join("a")) }
@@ -170,4 +171,78 @@ fn what_a_newer_program_wrote_on_one_copy_is_refused_and_left_alone() {
         std::fs::write(&path, before).unwrap();
     }
     assert_eq!(Log::open(pair(root.path())).unwrap().0.handle().mirror_status().in_step(), 2);
+}
+
+/// Changes bytes where they lie, as a disk does that rots.
+fn rot(path: &Path, range: std::ops::Range<u64>) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+    file.write_all_at(&bytes, range.start).unwrap();
+    file.sync_all().unwrap();
+}
+
+fn until(what: &str, log: &LogHandle, mut holds: impl FnMut(&LogStats) -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds(&log.stats()) {
+        assert!(Instant::now() < end, "never: {what}: {:?}", log.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_rots_on_one_copy_of_the_log_while_it_runs_is_written_anew_from_the_other() {
+    let root = tempfile::tempdir().unwrap();
+    // Nothing is sorted, so full segments stay; and there is always a round of the scrub.
+    let cold = ColdConfig {
+        sort_bytes: 1 << 40,
+        burst_bytes: 1 << 40,
+        wal_bytes_max: 1 << 40,
+        sort_age: Duration::from_secs(1 << 20),
+        scrub_bytes_per_s: Some(1 << 32),
+        scrub_every: Duration::from_millis(20),
+        ..ColdConfig::default()
+    };
+    for backend in [BackendChoice::Auto, BackendChoice::Plain] {
+        let config = LogConfig {
+            cold: Some(cold.clone()),
+            tail_cache_bytes: 0,
+            compress_from_bytes: None,
+            spare_segments: 8,
+            backend,
+            ..pair(&root.path().join(format!("{backend:?}")))
+        };
+        let dir = |name: &str| config.dir.parent().unwrap().join(name);
+        let (log, _) = Log::open(config.clone()).unwrap();
+        let handle = log.handle();
+        handle.append_blocking(open_partition(P));
+        // A log that is short of spares sorts what it has.
+        until("spares", &handle, |stats| stats.spares >= 8);
+        write_some(&handle, 150);
+        until("a round", &handle, |stats| stats.wal_scrubbed_bytes > 2 << 20);
+        assert_eq!((handle.stats().wal_frames_damaged, handle.stats().wal_frames_lost), (0, 0));
+        // Header, frames in the middle, and different frames of one segment on either copy.
+        let first = |name: &str| dir(name).join("wal/00000.wal");
+        let whole = std::fs::read(first("a")).unwrap();
+        rot(&first("b"), 100..200);
+        rot(&first("b"), 64 << 10..100 << 10);
+        rot(&first("a"), 128 << 10..160 << 10);
+        until("mending", &handle, |stats| stats.wal_frames_mended > 5 && stats.wal_frames_mended == stats.wal_frames_damaged);
+        let scrubbed = handle.stats().wal_scrubbed_bytes;
+        until("another round", &handle, |stats| stats.wal_scrubbed_bytes > scrubbed + (2 << 20));
+        for name in ["a", "b"] {
+            assert!(std::fs::read(first(name)).unwrap() == whole, "{name} is not what it was");
+        }
+        assert_eq!(handle.stats().wal_frames_lost, 0);
+        assert_eq!(read_all(&handle, P, 0).len(), 150);
+        // The same on both.
+        let mended = handle.stats().wal_frames_mended;
+        rot(&first("a"), 200 << 10..204 << 10);
+        rot(&first("b"), 200 << 10..204 << 10);
+        until("a gap that is told", &handle, |stats| stats.wal_frames_lost == 1);
+        assert_eq!((handle.stats().wal_frames_mended, handle.stats().recycled), (mended, 0));
+        log.shutdown().unwrap();
+    }
 }

@@ -258,3 +258,186 @@ fn volumes_come_and_go_while_the_log_works() {
     assert_eq!(report.volume_problems, Vec::<String>::new());
     check_all(&log.handle(), 1800);
 }
+
+#[test]
+fn a_directory_that_may_not_replace_a_disk_leaves_the_old_one_as_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| root.path().join(name);
+    let (other, _) = Log::open(tiered(&dir("other"))).unwrap();
+    other.shutdown().unwrap();
+    let (bare, _) = Log::open(small(&dir("bare"))).unwrap();
+    bare.shutdown().unwrap();
+    std::fs::create_dir(dir("home")).unwrap();
+    std::fs::write(dir("home/letter"), "mine").unwrap();
+    std::fs::write(dir("file"), "").unwrap();
+    std::os::unix::fs::symlink(dir("a"), dir("link")).unwrap();
+
+    let (log, _) = Log::open(pair(root.path())).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    quiet(&handle);
+    assert_eq!(handle.volume_attach(&dir("c")).unwrap(), 2);
+    for (name, reason) in [
+        ("other", "the wrong disk is mounted"),
+        ("bare", "the wrong disk is mounted"),
+        ("home", "letter"),
+        ("file", "cannot be listed"),
+        ("file/below", "cannot be listed"),
+        ("a", "it is volume 0 already"),
+        ("b", "it is volume 1 already"),
+        ("c", "it is volume 2 already"),
+        ("link", "it is volume 0 already"),
+    ] {
+        let before = std::fs::read_dir(dir(name)).map(Iterator::count).ok();
+        let refused = handle.volume_replace(1, &dir(name), false).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{name}: {refused}");
+        assert_eq!(std::fs::read_dir(dir(name)).map(Iterator::count).ok(), before, "{name}");
+        let volumes = handle.volumes();
+        assert!(
+            volumes.iter().all(|volume| volume.health == Health::Healthy && volume.usage == VolumeUse::Active),
+            "{volumes:?}"
+        );
+        assert_eq!((handle.mirror_status().in_step(), handle.stats().copies), (2, 2), "{name}");
+    }
+    assert!(handle.volume_replace(9, &dir("d"), true).unwrap_err().to_string().contains("no volume 9"));
+    assert!(!dir("d").exists());
+    // A new disk where the old one was mounted, and one elsewhere.
+    for (number, name, new) in [(1, "d", 3), (0, "e", 4)] {
+        assert_eq!(handle.volume_replace(number, &dir(name), false).unwrap(), new);
+        until("two copies of the log", &handle, || handle.stats().copies == 2);
+        until("two copies of the rest", &handle, || handle.volumes().iter().all(|volume| volume.only_copies == 0));
+    }
+    assert_eq!(handle.volumes()[1].usage, VolumeUse::Gone);
+    let refused = handle.volume_replace(3, &dir("b"), false).unwrap_err().to_string();
+    assert!(refused.contains("detached for good"), "{refused}");
+    check_all(&handle, 600);
+}
+
+/// Cold segments in `a`, `c` and `d`, two copies of each, so that no directory has all.
+fn scattered(root: &Path) -> LogConfig {
+    LogConfig { cold_dirs: vec![root.join("c"), root.join("d"), root.join("e")], ..tiered(&root.join("a")) }
+}
+
+fn back_up(log: &LogHandle, to: &Path) -> backup::BackupReport {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    log.backup(to, backup::BackupOptions::default(), &stop, &mut || {}, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_backup_of_segments_on_many_disks_is_restored_into_one_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let (to, dir) = (root.path().join("backup"), |name: &str| root.path().join(name));
+    let (log, _) = Log::open(scattered(root.path())).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    // Where there is most room decides, and all have the same: each disk in turn is the one that takes none.
+    for (at, out) in [1, 2, 3].into_iter().enumerate() {
+        handle.volume_drain(out, true).unwrap();
+        let at = at as u32;
+        let sorted = handle.stats().recycled;
+        fill(&handle, at * 600..(at + 1) * 600);
+        until("sorting", &handle, || handle.stats().recycled >= sorted + 2);
+        handle.volume_drain(out, false).unwrap();
+    }
+    quiet(&handle);
+    let has_all = |volume: &VolumeStatus| volume.segments == handle.stats().cold_segments;
+    assert!(!handle.volumes().iter().any(has_all), "{:?}", handle.volumes());
+    let report = back_up(&handle, &to);
+    assert_eq!(report.source_damage, Vec::<String>::new());
+    // Copies move, and nothing is copied again for that.
+    handle.volume_drain(0, true).unwrap();
+    until("moving", &handle, || handle.volumes()[0].segments == 0);
+    quiet(&handle);
+    let again = back_up(&handle, &to);
+    assert!(again.copied_bytes < report.copied_bytes / 4, "{again:?} after {report:?}");
+    log.shutdown().unwrap();
+
+    // A copy that has rotted is not the one that is taken.
+    let named = [dir("c"), dir("d"), dir("e")];
+    let rotten = named.iter().find_map(|dir| cold_files(dir).into_iter().next()).unwrap();
+    let bytes = std::fs::metadata(&rotten).unwrap().len() as usize;
+    flip_all(&rotten, bytes / 4..bytes / 2);
+    let options = backup::BackupOptions::default;
+    let alone = backup::backup_stopped(&dir("a"), &dir("other"), options(), &mut |_| {}).unwrap_err();
+    assert!(matches!(alone, backup::BackupError::Elsewhere { segments } if segments > 0), "{alone}");
+    let stranger = [dir("backup")];
+    let refused = backup::backup_stopped_volumes(&dir("a"), &stranger, &dir("other"), options(), &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, backup::BackupError::NoVolumeOfIt(_)), "{refused}");
+    let stopped = backup::backup_stopped_volumes(&dir("a"), &named, &dir("other"), options(), &mut |_| {}).unwrap();
+    assert_eq!(stopped.source_damage, Vec::<String>::new());
+
+    for (from, restored) in [("backup", "r"), ("other", "s")] {
+        backup::restore(&dir(from), &dir(restored), None, &mut |_| {}).unwrap();
+        let found = check::check(&dir(restored), check::CheckOptions::default(), &|_| {}).unwrap();
+        assert!(found.is_clean(), "{:?}", found.findings);
+        let (log, report) =
+            Log::open(LogConfig { cold_dirs: vec![dir(&format!("{restored}2"))], ..tiered(&dir(restored)) }).unwrap();
+        assert_eq!(report.volume_problems, Vec::<String>::new());
+        check_all(&log.handle(), 1800);
+        fill(&log.handle(), 1800..1900);
+        check_all(&log.handle(), 1900);
+        until("second copies", &log.handle(), || log.handle().volumes().iter().all(|volume| volume.only_copies == 0));
+    }
+}
+
+#[test]
+fn a_check_of_all_disks_reads_each_copy_and_names_what_no_copy_has() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = |name: &str| root.path().join(name);
+    let config = LogConfig { cold_dirs: vec![dir("c")], compress_from_bytes: None, ..pair(root.path()) };
+    let (log, _) = Log::open(config).unwrap();
+    let handle = log.handle();
+    handle.append_blocking(open_partition(P));
+    fill(&handle, 0..600);
+    until("sorting", &handle, || handle.stats().recycled >= 2);
+    quiet(&handle);
+    log.shutdown().unwrap();
+    let checked = |others: &[&str]| {
+        let others: Vec<PathBuf> = others.iter().map(|name| dir(name)).collect();
+        check::check_volumes(&dir("a"), &others, check::CheckOptions::default(), &|_| {}).unwrap()
+    };
+    let says = |report: &check::CheckReport, file: &str, words: &str| {
+        report.findings.iter().any(|finding| finding.file.ends_with(file) && finding.what.contains(words))
+    };
+    let report = checked(&["c", "b"]);
+    assert!(report.is_clean() && report.findings.is_empty() && report.lost.is_empty(), "{report:?}");
+    assert_eq!((report.copies, report.volumes.len()), (2, 3));
+    assert!(report.volumes.iter().all(|volume| volume.dir.is_some() && volume.unseen == 0), "{report:?}");
+    let alone = checked(&[]);
+    assert!(alone.is_clean() && says(&alone, "superblock", "one of two copies"), "{alone:?}");
+    assert!(says(&alone, "volume", "volume 2") && alone.volumes[2].dir.is_none(), "{alone:?}");
+    assert_eq!((alone.records, alone.frames), (report.records, report.frames));
+    let missing = checked(&["b", "nowhere"]);
+    assert!(says(&missing, "nowhere/volume", "cannot be read") && !missing.is_clean(), "{missing:?}");
+
+    // A stretch of the newest segment, on one copy and then on both.
+    let newest = |name: &str| {
+        let files = std::fs::read_dir(dir(name).join("wal")).unwrap().map(|file| file.unwrap().path());
+        files.max_by_key(|path| {
+            std::fs::read(path).unwrap()[32..40].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
+        })
+    };
+    flip_all(&newest("b").unwrap(), 40 << 10..60 << 10);
+    let one = checked(&["b", "c"]);
+    assert!(!one.is_clean() && one.lost.is_empty() && one.records == report.records, "{one:?}");
+    assert!(
+        one.findings.iter().all(|finding| finding.file.contains("/b/wal/") && finding.what.contains("the other copy has it")),
+        "{one:?}"
+    );
+    flip_all(&newest("a").unwrap(), 40 << 10..60 << 10);
+    let both = checked(&["b", "c"]);
+    assert!(both.lost_total > 0 && both.records < report.records, "{both:?}");
+    assert!(both.findings.iter().all(|finding| !finding.what.contains("the other copy has it")), "{both:?}");
+    flip_all(&newest("a").unwrap(), 40 << 10..60 << 10);
+    flip_all(&newest("b").unwrap(), 40 << 10..60 << 10);
+    // A file of either kind that is gone.
+    std::fs::remove_file(newest("b").unwrap()).unwrap();
+    let gone = checked(&["b", "c"]);
+    assert!(gone.lost.is_empty() && gone.damage_total == 1 && says(&gone, ".wal", "the other copy has it"), "{gone:?}");
+    let segment = cold_files(&dir("c")).pop().unwrap();
+    std::fs::remove_file(segment).unwrap();
+    let gone = checked(&["b", "c"]);
+    assert!(gone.lost.is_empty() && gone.damage_total == 2 && says(&gone, ".cold", "another copy is whole"), "{gone:?}");
+}

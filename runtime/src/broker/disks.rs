@@ -36,19 +36,13 @@ impl Broker {
         Ok(())
     }
 
-    /// A directory in the place of a disk: that is let go of first, so that the log's second copy is free for the new one.
+    /// A directory in the place of a disk, which is let go of when the new one is found good.
     pub async fn replace_disk(&self, principal: &str, number: u8, dir: String, force: bool) -> Result<Value, Refusal> {
         self.acl.check_node(principal, Right::Admin)?;
         let _admin = self.admin.lock().await;
         let path = checked_dir(&dir)?;
         self.may_go(number, force)?;
-        let new = blocking(self.log.clone(), move |log| {
-            log.volume_detach(number)?;
-            let new = log.volume_attach(&path)?;
-            log.volume_forget(number, force)?;
-            Ok(new)
-        });
-        let new = new.await?;
+        let new = blocking(self.log.clone(), move |log| log.volume_replace(number, &path, force)).await?;
         tracing::info!(disk = number, new, dir, principal, "disk replaced");
         Ok(disk_json(&self.log, new))
     }

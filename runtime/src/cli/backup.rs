@@ -31,6 +31,9 @@ pub(super) struct BackupArgs {
     /// Backs up this data directory of a stopped node, without asking any node
     #[arg(long, value_name = "DATA_DIR", conflicts_with_all = ["list", "verify"])]
     data: Option<PathBuf>,
+    /// With --data: another disk of the node, as [[volume]] in its configuration; once for each
+    #[arg(long = "volume", value_name = "DIR", requires = "data")]
+    volumes: Vec<PathBuf>,
     /// Generations to keep, the new one included; without it all
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["list", "verify"])]
     keep: Option<u32>,
@@ -68,7 +71,8 @@ pub(super) fn run(args: BackupArgs) -> Result<(), Failure> {
         Some(data) => {
             let options = BackupOptions { keep: args.keep.map(u64::from), bandwidth_bytes_max: args.bandwidth };
             let bar = bar();
-            let result = backup::backup_stopped(data, &args.dir, options, &mut |progress| show(&bar, progress));
+            let result =
+                backup::backup_stopped_volumes(data, &args.volumes, &args.dir, options, &mut |progress| show(&bar, progress));
             bar.finish_and_clear();
             report_json(&result.map_err(failure)?)
         }
@@ -87,7 +91,13 @@ pub(super) fn run(args: BackupArgs) -> Result<(), Failure> {
 pub(super) fn failure(error: BackupError) -> Failure {
     use BackupError as E;
     let exit = match &error {
-        E::Volume(_) | E::NoVolume(_) | E::NoBackup(_) | E::NotABackup { .. } | E::Locked(_) => Exit::Usage,
+        E::Volume(_)
+        | E::NoVolume(_)
+        | E::NoVolumeOfIt(_)
+        | E::Elsewhere { .. }
+        | E::NoBackup(_)
+        | E::NotABackup { .. }
+        | E::Locked(_) => Exit::Usage,
         E::Foreign { .. } | E::NoGeneration(_) | E::TargetNotEmpty { .. } => Exit::Usage,
         E::Manifest { problem, .. } if problem.is_newer() => Exit::Usage,
         _ => Exit::Failed,

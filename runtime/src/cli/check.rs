@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 use weir_storage::Gap;
-use weir_storage::check::{CheckOptions, CheckReport, Finding, Severity, check};
+use weir_storage::check::{CheckOptions, CheckReport, CheckedVolume, Finding, Severity, check_volumes};
 use weir_storage::format::uuid_text;
 
 use super::progress::bar;
 use super::{Exit, Failure};
+use crate::config::{Config, Sources};
 
 /// Lines for people; --json has all.
 const LINES_MAX: usize = 50;
@@ -19,8 +20,15 @@ const LINES_MAX: usize = 50;
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 sound · 1 damage found · 2 could not be checked (in use, no volume, newer format)")]
 pub(super) struct CheckArgs {
-    /// The node's data directory
-    dir: PathBuf,
+    /// The node's data directory; with --config the one that is named there
+    #[arg(required_unless_present = "config")]
+    dir: Option<PathBuf>,
+    /// Another disk of the node, as [[volume]] in its configuration; once for each
+    #[arg(long = "volume", value_name = "DIR", conflicts_with = "config")]
+    volumes: Vec<PathBuf>,
+    /// The node's configuration, which names its disks
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Segments to read at a time; by default as many as there are processors
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -30,8 +38,9 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: CheckArgs) -> Result<(), Failure> {
+    let (dir, others) = directories(&args)?;
     let bar = bar();
-    let result = check(&args.dir, CheckOptions { jobs: args.jobs }, &|progress| {
+    let result = check_volumes(&dir, &others, CheckOptions { jobs: args.jobs }, &|progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes_done);
     });
@@ -52,6 +61,18 @@ pub(super) fn run(args: CheckArgs) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, format!("damage found in {} place(s)", report.damage_total)).next(next))
 }
 
+/// The data directory, and those of the other disks.
+fn directories(args: &CheckArgs) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
+    let Some(file) = &args.config else {
+        let dir = args.dir.clone().ok_or_else(|| Failure::usage("name the node's data directory, or its --config"))?;
+        return Ok((dir, args.volumes.clone()));
+    };
+    let sources = Sources::from_process(Some(file.clone()), Vec::new());
+    let config = Config::load(&sources).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let others = config.volume.into_iter().map(|volume| volume.dir).collect();
+    Ok((args.dir.clone().unwrap_or(config.node.data_dir), others))
+}
+
 fn text_of(report: &CheckReport) -> String {
     let mut lines = Vec::new();
     match &report.volume {
@@ -65,13 +86,15 @@ fn text_of(report: &CheckReport) -> String {
         }
     }
     let bytes = crate::config::format_bytes(report.bytes);
-    lines.push(format!("segments     {}, and {} spare", report.segments, report.spares));
+    let copies = if report.copies > 1 { format!("; {} copies of each", report.copies) } else { String::new() };
+    lines.push(format!("segments     {}, and {} spare{copies}", report.segments, report.spares));
     lines.push(format!("frames       {} ({bytes}), the last is {}", report.frames, report.last_lsn));
     lines.push(format!("records      {} in {} batches", report.records, report.batches));
     if report.cold_segments > 0 {
         let (segments, records, batches) = (report.cold_segments, report.cold_records, report.cold_batches);
         lines.push(format!("cold tier    {segments} segments, {records} records in {batches} batches"));
     }
+    lines.extend(report.volumes.iter().map(volume_line));
     lines.push(format!(
         "state        {} partitions, {} producer lanes, {} keys of metadata",
         report.partitions, report.producers, report.meta_keys
@@ -85,6 +108,12 @@ fn text_of(report: &CheckReport) -> String {
     }
     lines.push(if report.is_clean() { "sound".to_owned() } else { "damaged".to_owned() });
     lines.join("\n") + "\n"
+}
+
+fn volume_line(volume: &CheckedVolume) -> String {
+    let dir = volume.dir.as_ref().map_or_else(|| "not looked at".to_owned(), |dir| dir.display().to_string());
+    let unseen = if volume.unseen > 0 { format!(", {} of them not seen", volume.unseen) } else { String::new() };
+    format!("disk {:<8}{dir}: {} cold segments{unseen}", volume.number, volume.segments)
 }
 
 fn more(lines: &mut Vec<String>, total: usize) {
@@ -128,8 +157,16 @@ fn json_of(report: &CheckReport) -> Value {
         .collect();
     let lost: Vec<Value> =
         report.lost.iter().map(|gap| json!({ "partition": gap.partition.0, "from": gap.from, "to": gap.to })).collect();
+    let volumes: Vec<Value> = report
+        .volumes
+        .iter()
+        .map(|volume| {
+            json!({ "disk": volume.number, "uuid": uuid_text(&volume.uuid), "dir": volume.dir, "segments": volume.segments,
+                "unseen": volume.unseen })
+        })
+        .collect();
     json!({
-        "sound": report.is_clean(), "volume": volume,
+        "sound": report.is_clean(), "volume": volume, "copies": report.copies, "disks": volumes,
         "segments": report.segments, "spares": report.spares, "frames": report.frames, "bytes": report.bytes,
         "cold_segments": report.cold_segments, "cold_batches": report.cold_batches, "cold_records": report.cold_records,
         "batches": report.batches, "records": report.records, "last_lsn": report.last_lsn,

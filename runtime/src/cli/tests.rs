@@ -43,6 +43,8 @@ fn the_lines_shown_in_documents_parse() {
         "weir bench latency --rate 500 --seconds 3 --no-floors --set log.backend=plain",
         "weir check weir-data",
         "weir check /var/lib/weir --jobs 2 --json",
+        "weir check /mnt/a --volume /mnt/b --volume /mnt/c",
+        "weir check --config weir.toml",
         "weir dump weir-data/wal/00003.wal --entries",
         "weir dump weir-data/superblock --json",
         "weir completion bash",

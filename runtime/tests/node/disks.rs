@@ -81,6 +81,15 @@ async fn a_disk_is_added_drained_replaced_and_let_go_of_while_the_node_runs() {
     let unknown = admin.try_request(Request::DrainDisk { number: 9, drain: true }).await.unwrap_err();
     assert!(unknown.message.contains('9'), "{unknown:?}");
 
+    std::fs::create_dir(dir("home")).unwrap();
+    std::fs::write(places.path().join("home/letter"), "mine").unwrap();
+    for (name, reason) in [("b", "volume 1 already"), ("home", "letter")] {
+        let refused = admin.try_request(Request::ReplaceDisk { number: 1, force: false, dir: dir(name) }).await.unwrap_err();
+        assert!(refused.code == Code::InvalidArgument && refused.message.contains(reason), "{refused:?}");
+        let now = disks(&mut admin).await;
+        assert!(now.iter().all(|disk| disk["state"] == "healthy" && disk["log"] == "healthy"), "{now:?}");
+    }
+
     assert!(matches!(admin.request(Request::AddDisk { dir: dir("c") }).await, Answer::Json(_)));
     assert!(matches!(admin.request(Request::ReplaceDisk { number: 1, force: false, dir: dir("d") }).await, Answer::Json(_)));
     until("two copies without the disk that went", &mut admin, |disks| {

@@ -6,14 +6,18 @@
 //!
 //! 1. `run.rs`: which files are new, the copying, and the order of steps that makes a cut at any of them harmless.
 //! 2. `vault.rs`: those steps on a real directory; `source.rs`: where the bytes come from.
-//! 3. `restore.rs` and `verify.rs`: the way back, and whether it is open.
+//! 3. `frames.rs` and `parts.rs`: whether what is copied is whole; where it is not and there is another copy, that one is taken.
+//! 4. `restore.rs` and `verify.rs`: the way back, and whether it is open. What lay on several disks comes back into one directory
+//!    (`gather.rs`).
 //!
 //! Cost: each file is read and written once in its life, one CRC over it; each generation reads 4 KiB of every WAL segment.
 
 mod frames;
+mod gather;
 pub mod manifest;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) mod memory;
+mod parts;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod source;
@@ -100,11 +104,17 @@ pub enum BackupError {
     /// No volume.
     #[error("{0} holds no volume: name the node's data directory")]
     NoVolume(PathBuf),
-    /// No single directory could take the place of its disks.
+    /// On disks that are not there, or were not named.
     #[error(
-        "the log's cold segments lie on several disks, and none of them has all: such a backup could not be restored; keep two copies of all topics on two disks, or back up what consumers read"
+        "{segments} cold segments lie on disks that are not here: bring them back, or name the directories of all disks of a stopped node (--volume)"
     )]
-    Scattered,
+    Elsewhere {
+        /// How many.
+        segments: usize,
+    },
+    /// A directory that was named as one of the log's disks.
+    #[error("{0} is no volume of this log, or one that was let go of: name the directories that the node's configuration names")]
+    NoVolumeOfIt(PathBuf),
     /// No backup directory.
     #[error("{0} is no backup directory: name the one that `weir backup` was given")]
     NoBackup(PathBuf),
@@ -207,7 +217,6 @@ impl LogHandle {
         let shelf = Shelf::read(&mut vault)?;
         let mut source = LogSource::pin(self, options.bandwidth())?;
         let snapshot = source.pinned().clone();
-        source::home_of(&snapshot)?;
         let extras = extras(self.dir())?;
         let stopped = || stop.load(Ordering::Relaxed);
         let piece_bytes = options.piece_bytes();
@@ -224,7 +233,18 @@ pub fn backup_stopped(
     options: BackupOptions,
     progress: OnProgress<'_>,
 ) -> Result<BackupReport, BackupError> {
-    let (mut source, snapshot) = DirSource::open(dir, options.bandwidth())?;
+    backup_stopped_volumes(dir, &[], to, options, progress)
+}
+
+/// The same of a node with several disks: the log is read in `dir`, cold segments in `others` as well.
+pub fn backup_stopped_volumes(
+    dir: &Path,
+    others: &[PathBuf],
+    to: &Path,
+    options: BackupOptions,
+    progress: OnProgress<'_>,
+) -> Result<BackupReport, BackupError> {
+    let (mut source, snapshot) = DirSource::open(dir, others, options.bandwidth())?;
     let mut vault = DirVault::open(to)?;
     let shelf = Shelf::read(&mut vault)?;
     let extras = extras(dir)?;

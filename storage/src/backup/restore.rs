@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::gather::gather;
 use super::manifest::{FileEntry, FileKind, Manifest};
 use super::run::{PIECE_BYTES, Shelf};
 use super::source::{home_of, rehearse};
@@ -66,9 +67,13 @@ pub fn restore(from: &Path, to: &Path, generation: Option<u64>, progress: OnProg
         sync_dir(parent)?;
     }
     let found = opens(to, manifest)?;
-    if let Some(home) = home_of(&found)? {
+    if let Some(home) = home_of(&found) {
+        // Without an identity, which comes last, no node takes a directory with cold segments.
+        if !home.has_all {
+            gather(to, home.number)?;
+        }
         let log_id = manifest.superblock.volume_id;
-        write_identity(to, &Identity { log_id, volume: home.uuid, created_ms: home.created_ms })?;
+        write_identity(to, &Identity { log_id, volume: home.entry.uuid, created_ms: home.entry.created_ms })?;
     }
     Ok(RestoreReport {
         generation: manifest.generation,

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use super::frames::FrameCheck;
 use super::manifest::{FileEntry, FileKind, MANIFEST_BYTES_MAX, Manifest, ManifestProblem};
+use super::parts::PartCheck;
 use super::source::{Source, cold_files};
 use super::vault::{Folder, PART, Vault, error, read_up_to};
 use super::{BackupError, OnProgress, Progress};
@@ -164,6 +165,44 @@ struct Wanted {
     known: Option<u32>,
 }
 
+/// Where in a file, and what is wrong.
+type Wrong = (u64, &'static str);
+
+/// Looks at what is copied, by what it is.
+enum Check {
+    Frames(FrameCheck),
+    Parts(PartCheck),
+    /// The frames of a promoted segment: a reader tells what is wrong with them.
+    Nothing,
+}
+
+impl Check {
+    fn new(pinned: &Pinned, id: FileId, done: PinDone, bytes: u64) -> Check {
+        let log_id = pinned.superblock.volume_id;
+        match (id, done) {
+            (_, PinDone::Wal(sequence)) => Check::Frames(FrameCheck::new(log_id, sequence)),
+            (FileId::Cold(number), _) => Check::Parts(PartCheck::new(log_id, number, bytes)),
+            _ => Check::Nothing,
+        }
+    }
+
+    fn add(&mut self, piece: &[u8]) {
+        match self {
+            Check::Frames(check) => check.add(piece),
+            Check::Parts(check) => check.add(piece),
+            Check::Nothing => {}
+        }
+    }
+
+    fn finish(self) -> Option<Wrong> {
+        match self {
+            Check::Frames(check) => check.finish(),
+            Check::Parts(check) => check.finish(),
+            Check::Nothing => None,
+        }
+    }
+}
+
 /// A backup under way.
 pub(crate) struct Job<'a> {
     pub(crate) vault: &'a mut dyn Vault,
@@ -235,7 +274,7 @@ impl Job<'_> {
             };
             let mut header = self.source.read(file, 0, BLOCK, false)?;
             let mut named = is_its(&header);
-            if !named && self.source.has_other() {
+            if !named && self.source.has_other(file) {
                 header = self.source.read(file, 0, BLOCK, true)?;
                 named = is_its(&header);
             }
@@ -261,7 +300,8 @@ impl Job<'_> {
                     Some(bytes) => bytes,
                     None => self.source.size(file)?,
                 };
-                let id = crc32c::crc32c(&entry.encode());
+                // Where it lies is no part of it: copies come and go.
+                let id = crc32c::crc32c(&entry.on(&[0]).encode());
                 let stored = format!("cold-{number:08}-{id:08x}-{:x}-{bytes:x}", entry.created_ms);
                 let known = shelf.known(&stored, bytes);
                 let done = if at == last { PinDone::Cold(number) } else { PinDone::Nothing };
@@ -315,25 +355,16 @@ impl Job<'_> {
     ) -> Result<u32, BackupError> {
         let part = format!("{}{PART}", file.stored);
         let crc = match &file.from {
-            From::Node(id, PinDone::Wal(sequence)) => {
+            From::Node(id, done) => {
                 let begin = *meter;
-                let mut check = Some(FrameCheck::new(pinned.superblock.volume_id, *sequence));
-                let mut crc = self.copy_from_node(file, *id, &part, (false, &mut check), meter)?;
-                let mut wrong = check.take().and_then(FrameCheck::finish);
-                if wrong.is_some() && self.source.has_other() {
+                let (mut crc, mut wrong) = self.copy_from_node(file, (*id, *done), &part, (pinned, false), meter)?;
+                if wrong.is_some() && self.source.has_other(*id) {
                     // The other copy may be whole; where it is not, this one is as good.
                     *meter = begin;
-                    check = Some(FrameCheck::new(pinned.superblock.volume_id, *sequence));
-                    crc = self.copy_from_node(file, *id, &part, (true, &mut check), meter)?;
-                    wrong = check.take().and_then(FrameCheck::finish);
+                    (crc, wrong) = self.copy_from_node(file, (*id, *done), &part, (pinned, true), meter)?;
                 }
                 report.source_damage.extend(wrong.map(|(at, reason)| format!("{id} at {at}: {reason}")));
                 // Read while it was held: only now is it known to be what it should be.
-                self.source.confirm(PinDone::Wal(*sequence))?;
-                crc
-            }
-            From::Node(id, done) => {
-                let crc = self.copy_from_node(file, *id, &part, (false, &mut None), meter)?;
                 self.source.confirm(*done)?;
                 crc
             }
@@ -344,15 +375,17 @@ impl Job<'_> {
         Ok(crc)
     }
 
+    /// From one copy, or from the other one. Returns the CRC of what was copied, and where the first damage in it is.
     fn copy_from_node(
         &mut self,
         file: &Wanted,
-        id: FileId,
+        (id, done): (FileId, PinDone),
         part: &str,
-        (other, check): (bool, &mut Option<FrameCheck>),
+        (pinned, other): (&Pinned, bool),
         meter: &mut Progress,
-    ) -> Result<u32, BackupError> {
+    ) -> Result<(u32, Option<Wrong>), BackupError> {
         self.vault.create(Folder::Files, part)?;
+        let mut check = Check::new(pinned, id, done, file.bytes);
         let (mut at, mut crc) = (0, 0);
         while at < file.bytes {
             if (self.stop)() {
@@ -361,15 +394,13 @@ impl Job<'_> {
             let bytes = (file.bytes - at).min(self.piece_bytes as u64) as usize;
             let piece = self.source.read(id, at, bytes, other)?;
             crc = crc32c::crc32c_append(crc, &piece);
-            if let Some(check) = check {
-                check.add(&piece);
-            }
+            check.add(&piece);
             self.vault.append(&piece)?;
             at += bytes as u64;
             meter.bytes_done += bytes as u64;
             (self.progress)(*meter);
         }
-        Ok(crc)
+        Ok((crc, check.finish()))
     }
 
     fn copy_beside(

@@ -23,6 +23,7 @@ use crate::lock::DirLock;
 use crate::log::LogHandle;
 use crate::report::OpenError;
 use crate::view::ColdPlace;
+use crate::volume_dir::{has_identity, identity_in};
 
 /// A piece that is read is heard of so often, at least.
 const HEARD_EVERY: Duration = Duration::from_secs(10);
@@ -35,8 +36,8 @@ const _: () = assert!(HEARD_EVERY.as_secs() * 4 < PIN_LEASE.as_secs());
 pub(crate) trait Source {
     /// Exactly these bytes, from either copy; from the `other` one first, if there are two.
     fn read(&mut self, file: FileId, at: u64, bytes: usize, other: bool) -> Result<Bytes, BackupError>;
-    /// Whether there are two copies.
-    fn has_other(&self) -> bool;
+    /// Whether there are two copies of it.
+    fn has_other(&self, file: FileId) -> bool;
     /// What was read of the file so far is what it holds, and it is not needed any more if `done` says so.
     fn confirm(&mut self, done: PinDone) -> Result<(), BackupError>;
     /// Size of a file of the cold tier.
@@ -68,15 +69,11 @@ impl LogSource {
     pub(super) fn pin(log: &LogHandle, bandwidth_max: Option<u64>) -> Result<LogSource, BackupError> {
         let pinned = log.pin().ok_or(BackupError::LogStopped)??;
         let limiter = Limiter::new(bandwidth_max);
-        Ok(LogSource {
-            log: log.clone(),
-            reader: log.reader(),
-            disks: log.volume_disks(),
-            pinned,
-            limiter,
-            hurry: false,
-            heard: Instant::now(),
-        })
+        let (reader, disks) = (log.reader(), log.volume_disks());
+        let source = LogSource { log: log.clone(), reader, disks, pinned, limiter, hurry: false, heard: Instant::now() };
+        let there = |place: &Arc<ColdPlace>| [false, true].iter().any(|other| source.disk_of(place.number, *other).is_some());
+        all_are_there(&source.pinned, there)?;
+        Ok(source)
     }
 
     pub(super) fn pinned(&self) -> &Pinned {
@@ -122,7 +119,7 @@ impl Source for LogSource {
         if !self.hurry {
             self.limiter.pass(bytes);
         }
-        let has_other = matches!(file, FileId::Cold(_) | FileId::Promoted(_)) || self.reader.has_other();
+        let has_other = self.has_other(file);
         let other = other && has_other;
         let first = self.read_from(other, file, at, bytes);
         let Err(BackupError::Source(error)) = first else { return first };
@@ -134,8 +131,11 @@ impl Source for LogSource {
         Err(error.into())
     }
 
-    fn has_other(&self) -> bool {
-        self.reader.has_other()
+    fn has_other(&self, file: FileId) -> bool {
+        match file {
+            FileId::Cold(number) | FileId::Promoted(number) => self.disk_of(number, true).is_some(),
+            _ => self.reader.has_other(),
+        }
     }
 
     fn confirm(&mut self, done: PinDone) -> Result<(), BackupError> {
@@ -145,7 +145,16 @@ impl Source for LogSource {
     }
 
     fn size(&mut self, file: FileId) -> Result<u64, BackupError> {
-        size_below(self.log.dir(), file)
+        let mut result = size_below(self.log.dir(), file);
+        let (FileId::Cold(number) | FileId::Promoted(number)) = file else { return result };
+        let place = self.pinned.cold.iter().find(|place| place.number == number);
+        let holders = place.map_or(Vec::new(), |place| place.entry.holders().to_vec());
+        for volume in self.log.volumes().into_iter().filter(|volume| holders.contains(&volume.number)) {
+            if result.is_err() && !volume.dir.is_empty() {
+                result = size_below(Path::new(&volume.dir), file);
+            }
+        }
+        result
     }
 }
 
@@ -162,22 +171,88 @@ fn size_below(root: &Path, file: FileId) -> Result<u64, BackupError> {
     Ok(metadata.len())
 }
 
-/// A stopped node's directory, locked.
+/// What no disk holds that can be had is named before anything is copied.
+fn all_are_there(pinned: &Pinned, there: impl Fn(&Arc<ColdPlace>) -> bool) -> Result<(), BackupError> {
+    let segments = pinned.cold.iter().filter(|place| !there(place)).count();
+    if segments > 0 { Err(BackupError::Elsewhere { segments }) } else { Ok(()) }
+}
+
+/// A stopped node's directories, locked.
 pub(super) struct DirSource {
     root: PathBuf,
-    open: BTreeMap<FileId, File>,
+    /// Where cold segments lie, by the number of the volume.
+    volumes: BTreeMap<u8, PathBuf>,
+    /// Volumes of each cold segment that are here.
+    holders: BTreeMap<u32, Vec<u8>>,
+    open: Option<(PathBuf, File)>,
     limiter: Limiter,
-    _lock: Option<DirLock>,
+    _locks: Vec<Option<DirLock>>,
 }
 
 impl DirSource {
-    /// Locks it and rehearses its recovery: what a node would find is what is backed up.
-    pub(super) fn open(dir: &Path, bandwidth_max: Option<u64>) -> Result<(DirSource, Pinned), BackupError> {
-        let lock = DirLock::share(dir)?;
+    /// Locks them and rehearses recovery: what a node would find is what is backed up. The log is read in `dir`, cold segments in
+    /// `others` as well.
+    pub(super) fn open(dir: &Path, others: &[PathBuf], bandwidth_max: Option<u64>) -> Result<(DirSource, Pinned), BackupError> {
+        let mut locks = vec![DirLock::share(dir)?];
+        for other in others {
+            locks.push(DirLock::share(other)?);
+        }
         let pinned = tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || rehearse(dir))?;
+        let volumes = volumes_in(dir, others, &pinned)?;
+        let here = |place: &ColdPlace| -> Vec<u8> {
+            place.entry.holders().iter().copied().filter(|volume| volumes.contains_key(volume)).collect()
+        };
+        let holders: BTreeMap<u32, Vec<u8>> = pinned.cold.iter().map(|place| (place.number, here(place))).collect();
+        all_are_there(&pinned, |place| !holders[&place.number].is_empty())?;
         let limiter = Limiter::new(bandwidth_max);
-        Ok((DirSource { root: dir.to_owned(), open: BTreeMap::new(), limiter, _lock: lock }, pinned))
+        Ok((DirSource { root: dir.to_owned(), volumes, holders, open: None, limiter, _locks: locks }, pinned))
     }
+
+    /// Where a file lies, the first copy in front.
+    fn roots_of(&self, file: FileId) -> Vec<PathBuf> {
+        match file {
+            FileId::Cold(number) | FileId::Promoted(number) => {
+                let holders = self.holders.get(&number).map_or(&[][..], |holders| &holders[..]);
+                holders.iter().filter_map(|volume| self.volumes.get(volume).cloned()).collect()
+            }
+            _ => vec![self.root.clone()],
+        }
+    }
+
+    fn read_below(&mut self, root: &Path, file: FileId, at: u64, bytes: usize) -> Result<Bytes, BackupError> {
+        let path = root.join(file.relative_path());
+        if self.open.as_ref().is_none_or(|(open, _)| *open != path) {
+            let opened = File::open(&path).map_err(|error| DiskError::from_io(DiskVerb::Open, file, &error))?;
+            self.open = Some((path.clone(), opened));
+        }
+        let (_, opened) = self.open.as_ref().expect("just opened");
+        let mut buf = vec![0; bytes];
+        let done = read_up_to(opened, &path, at, &mut buf)?;
+        if done < bytes {
+            let (wanted, done) = (bytes as u64, done as u64);
+            return Err(DiskError::Short { verb: DiskVerb::Read, file, at, wanted, done }.into());
+        }
+        Ok(buf.into())
+    }
+}
+
+/// Which directory is which volume, told by its identity. Without a table all is in the first.
+fn volumes_in(dir: &Path, others: &[PathBuf], pinned: &Pinned) -> Result<BTreeMap<u8, PathBuf>, BackupError> {
+    if pinned.volumes.is_empty() {
+        return Ok(BTreeMap::from([(0, dir.to_owned())]));
+    }
+    let mut found = BTreeMap::new();
+    for path in std::iter::once(dir).chain(others.iter().map(PathBuf::as_path)) {
+        let uuid = identity_in(path);
+        let known = pinned.volumes.iter().find(|(_, entry)| Some(entry.uuid) == uuid && entry.usage != VolumeUse::Gone);
+        match known {
+            Some((number, _)) => drop(found.insert(*number, path.to_owned())),
+            // It may hold the log alone; a directory that was named for its segments must have some.
+            None if path == dir => {}
+            None => return Err(BackupError::NoVolumeOfIt(path.to_owned())),
+        }
+    }
+    Ok(found)
 }
 
 /// The log as a node would find it; nothing is written.
@@ -186,7 +261,7 @@ pub(super) fn rehearse(dir: &Path) -> Result<Pinned, BackupError> {
     if disk.size(FileId::Superblock)?.is_none() && disk.list_segments()?.is_empty() {
         return Err(BackupError::NoVolume(dir.to_owned()));
     }
-    let has_cold = std::fs::read_dir(dir.join("cold")).is_ok_and(|mut files| files.next().is_some());
+    let has_cold = has_identity(dir) || std::fs::read_dir(dir.join("cold")).is_ok_and(|mut files| files.next().is_some());
     let config = LogConfig { accept_fenced: true, cold: has_cold.then(ColdConfig::default), ..LogConfig::new(dir) };
     let (_, opening, _) = crate::recovery::recover(&mut disk, &config, Now::default(), [[0; 16]; 2])?;
     if opening.superblock.peer == Peer::Filling {
@@ -205,37 +280,42 @@ pub(super) fn rehearse(dir: &Path) -> Result<Pinned, BackupError> {
     Ok(Pinned { token: 0, lsn: opening.last_lsn, superblock, segments, cold: Arc::clone(&tables.cold), volumes })
 }
 
-/// The volume whose place a restored directory takes: one that has all cold segments. None where there is no table.
-pub(super) fn home_of(pinned: &Pinned) -> Result<Option<VolumeEntry>, BackupError> {
+/// The volume whose place a restored directory takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    pub(super) number: u8,
+    pub(super) entry: VolumeEntry,
+    /// It has all cold segments already: the log need not be told where they are now.
+    pub(super) has_all: bool,
+}
+
+/// One that has all cold segments, if there is such a one, else the first. None where there is no table.
+pub(super) fn home_of(pinned: &Pinned) -> Option<Home> {
     let has_all = |number: u8| pinned.cold.iter().all(|place| place.entry.holders().contains(&number));
-    let home = pinned.volumes.iter().find(|(number, entry)| entry.usage != VolumeUse::Gone && has_all(*number));
-    match home {
-        Some((_, entry)) => Ok(Some(*entry)),
-        None if pinned.volumes.is_empty() => Ok(None),
-        None => Err(BackupError::Scattered),
-    }
+    let kept = || pinned.volumes.iter().filter(|(_, entry)| entry.usage != VolumeUse::Gone);
+    let (number, entry) = *kept().find(|(number, _)| has_all(*number)).or(kept().next())?;
+    Some(Home { number, entry, has_all: has_all(number) })
 }
 
 impl Source for DirSource {
-    fn read(&mut self, file: FileId, at: u64, bytes: usize, _: bool) -> Result<Bytes, BackupError> {
+    fn read(&mut self, file: FileId, at: u64, bytes: usize, other: bool) -> Result<Bytes, BackupError> {
         self.limiter.pass(bytes);
-        let path = self.root.join(file.relative_path());
-        if !self.open.contains_key(&file) {
-            self.open.clear();
-            let opened = File::open(&path).map_err(|error| DiskError::from_io(DiskVerb::Open, file, &error))?;
-            self.open.insert(file, opened);
+        let mut roots = self.roots_of(file);
+        if other {
+            roots.reverse();
         }
-        let mut buf = vec![0; bytes];
-        let done = read_up_to(&self.open[&file], &path, at, &mut buf)?;
-        if done < bytes {
-            let (wanted, done) = (bytes as u64, done as u64);
-            return Err(DiskError::Short { verb: DiskVerb::Read, file, at, wanted, done }.into());
+        let mut result = Err(DiskError::Missing { verb: DiskVerb::Open, file }.into());
+        for root in roots {
+            result = self.read_below(&root, file, at, bytes);
+            if result.is_ok() {
+                break;
+            }
         }
-        Ok(buf.into())
+        result
     }
 
-    fn has_other(&self) -> bool {
-        false
+    fn has_other(&self, file: FileId) -> bool {
+        self.roots_of(file).len() > 1
     }
 
     fn confirm(&mut self, _: PinDone) -> Result<(), BackupError> {
@@ -243,6 +323,13 @@ impl Source for DirSource {
     }
 
     fn size(&mut self, file: FileId) -> Result<u64, BackupError> {
-        size_below(&self.root, file)
+        let mut result = Err(DiskError::Missing { verb: DiskVerb::Stat, file }.into());
+        for root in self.roots_of(file) {
+            result = size_below(&root, file);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 }

@@ -33,7 +33,7 @@ impl Source for Node {
         Ok(self.files[&file].slice(at as usize..at as usize + bytes))
     }
 
-    fn has_other(&self) -> bool {
+    fn has_other(&self, _: FileId) -> bool {
         false
     }
 

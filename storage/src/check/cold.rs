@@ -12,14 +12,14 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use weir_batch::RecordBatch;
 
-use super::report::CheckReport;
+use super::report::{CheckReport, CheckedVolume};
 use super::{JOBS_MAX, Meter};
-use crate::cold::manifest::VolumeUse;
+use crate::cold::manifest::{VolumeEntry, VolumeUse};
 use crate::cold::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, decode_block, decode_page};
 use crate::core::{Opening, named_volumes};
 use crate::disk::FileId;
 use crate::format::volume::{Identity, NoIdentity};
-use crate::format::{BLOCK, Uuid};
+use crate::format::{BLOCK, Uuid, uuid_text};
 use crate::report::Gap;
 use crate::types::PartitionId;
 use crate::view::{ColdPlace, Tables};
@@ -79,7 +79,26 @@ pub(super) fn volumes(dirs: &[PathBuf], log_id: &Uuid, opening: &Opening, report
             Err(what) => report.damage(file, None, what),
         }
     }
+    list(&table, &found, opening, report);
     found
+}
+
+/// All volumes that count, and what is not seen without those that were not given.
+fn list(table: &[(u8, VolumeEntry)], found: &Dirs, opening: &Opening, report: &mut CheckReport) {
+    let tables = opening.view.tables();
+    for (number, entry) in table.iter().filter(|(_, entry)| entry.usage != VolumeUse::Gone) {
+        let on = || tables.cold.iter().filter(|place| place.entry.holders().contains(number));
+        let unseen = on().filter(|place| !place.entry.holders().iter().any(|volume| found.contains_key(volume))).count() as u64;
+        let dir = found.get(number).cloned();
+        if dir.is_none() {
+            let (uuid, segments) = (uuid_text(&entry.uuid), on().count());
+            let what = format!(
+                "volume {number} ({uuid}) was not looked at; it has {segments} cold segments, {unseen} of them on no volume that was"
+            );
+            report.note("volume", what);
+        }
+        report.volumes.push(CheckedVolume { number: *number, uuid: entry.uuid, dir, segments: on().count() as u64, unseen });
+    }
 }
 
 /// A file of the first directory by its name there, of others by its path.
@@ -164,14 +183,7 @@ fn best_of(mut copies: Vec<Segment>) -> Option<Segment> {
     let mut best = copies.next()?;
     // Without its index a copy has nothing to give.
     for other in copies.filter(|copy| !copy.spans.is_empty()) {
-        let mut both = Vec::new();
-        for a in &best.lost {
-            for b in other.lost.iter().filter(|b| b.partition == a.partition) {
-                let gap = Gap { partition: a.partition, from: a.from.max(b.from), to: a.to.min(b.to) };
-                both.extend(Some(gap).filter(|gap| gap.from < gap.to));
-            }
-        }
-        best.lost = both;
+        best.lost = super::merge::in_both(&best.lost, &other.lost);
     }
     Some(best)
 }

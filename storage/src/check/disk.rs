@@ -13,17 +13,32 @@ const FILES_OPEN_MAX: usize = 4;
 
 pub(crate) struct ReadOnlyDisk {
     root: PathBuf,
+    /// Where segment files are that are missing or too short here: a node would copy them first.
+    other: Option<PathBuf>,
     open: BTreeMap<FileId, File>,
 }
 
 impl ReadOnlyDisk {
     pub(crate) fn new(root: &Path) -> ReadOnlyDisk {
-        ReadOnlyDisk { root: root.to_owned(), open: BTreeMap::new() }
+        ReadOnlyDisk { root: root.to_owned(), other: None, open: BTreeMap::new() }
+    }
+
+    /// One copy of a log, and where the other one is.
+    pub(crate) fn with_other(root: &Path, other: &Path) -> ReadOnlyDisk {
+        ReadOnlyDisk { other: Some(other.to_owned()), ..ReadOnlyDisk::new(root) }
+    }
+
+    fn path(&self, file: FileId) -> PathBuf {
+        let own = self.root.join(file.relative_path());
+        let Some(other) = self.other.as_ref().filter(|_| matches!(file, FileId::Segment(_))) else { return own };
+        let other = other.join(file.relative_path());
+        let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        if bytes(&own) < bytes(&other) { other } else { own }
     }
 
     fn file(&mut self, file: FileId) -> Result<&File, DiskError> {
         if !self.open.contains_key(&file) {
-            let path = self.root.join(file.relative_path());
+            let path = self.path(file);
             let opened = File::open(path).map_err(|error| DiskError::from_io(DiskVerb::Open, file, &error))?;
             if self.open.len() == FILES_OPEN_MAX {
                 self.open.pop_first();
@@ -51,19 +66,22 @@ impl Disk for ReadOnlyDisk {
             DiskError::Directory { verb: DiskVerb::List, errno }
         };
         let mut numbers = Vec::new();
-        let entries = match std::fs::read_dir(self.root.join("wal")) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(numbers),
-            entries => entries.map_err(failed)?,
-        };
-        for entry in entries {
-            numbers.extend(entry.map_err(failed)?.file_name().to_str().and_then(FileId::segment_number));
+        for root in std::iter::once(&self.root).chain(&self.other) {
+            let entries = match std::fs::read_dir(root.join("wal")) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(failed)?,
+            };
+            for entry in entries {
+                numbers.extend(entry.map_err(failed)?.file_name().to_str().and_then(FileId::segment_number));
+            }
         }
         numbers.sort_unstable();
+        numbers.dedup();
         Ok(numbers)
     }
 
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
-        match std::fs::metadata(self.root.join(file.relative_path())) {
+        match std::fs::metadata(self.path(file)) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(DiskError::from_io(DiskVerb::Stat, file, &error)),

@@ -10,13 +10,20 @@ use crate::format::{BLOCK, u16_at, uuid_text};
 use crate::recovery::deep::Parts;
 use crate::report::OpenError;
 
+/// How a file in one of the directories is called.
+pub(super) type Label<'a> = &'a dyn Fn(&Path, String) -> String;
+
 /// What a node keeps beside the log: the broker's plugins.
 const KNOWN: [&str; 6] = ["LOCK", "superblock", "wal", "cold", "volume", "plugins"];
 /// Unknown files that are named one by one.
 const UNKNOWN_MAX: usize = 100;
 
 /// Both slots; the intact one of the higher generation.
-pub(super) fn superblock(disk: &mut ReadOnlyDisk, report: &mut CheckReport) -> Result<Option<Superblock>, CheckError> {
+pub(super) fn superblock(
+    disk: &mut ReadOnlyDisk,
+    label: &str,
+    report: &mut CheckReport,
+) -> Result<Option<Superblock>, CheckError> {
     let mut best: Option<Superblock> = None;
     let mut damaged = Vec::new();
     let mut block = AlignedBuf::zeroed(BLOCK);
@@ -41,20 +48,18 @@ pub(super) fn superblock(disk: &mut ReadOnlyDisk, report: &mut CheckReport) -> R
     if best.is_some() {
         for at in damaged {
             let what = "this copy of the superblock is damaged; the other is used, and the next start writes both";
-            report.damage("superblock", Some(at), what);
+            report.damage(label, Some(at), what);
         }
-    }
-    if let Some(superblock) = &best {
-        pair(superblock, report);
     }
     Ok(best)
 }
 
-/// A check looks at one directory, but it may hold one of two copies.
-fn pair(superblock: &Superblock, report: &mut CheckReport) {
+/// Whether there is a copy that was not looked at.
+pub(super) fn pair(superblock: &Superblock, lacks_one: bool, report: &mut CheckReport) {
     let other = uuid_text(&superblock.peer_id);
     match superblock.peer {
         Peer::None => {}
+        Peer::InStep if !lacks_one => {}
         Peer::InStep => {
             report.note(
                 "superblock",
@@ -80,7 +85,7 @@ fn facts(superblock: &Superblock, block: &[u8]) -> VolumeFacts {
 }
 
 /// What the directory holds beside segments with frames.
-pub(super) fn unknown(dir: &Path, parts: &Parts, report: &mut CheckReport) {
+pub(super) fn unknown(dirs: &[&Path], label: Label<'_>, parts: &Parts, report: &mut CheckReport) {
     report.spares = (parts.spares.len() + parts.unfinished.len()) as u64;
     for file in &parts.unfinished {
         report.note(FileId::Segment(*file).to_string(), "a zero-fill that was cut short: it is filled again when it is needed");
@@ -90,10 +95,12 @@ pub(super) fn unknown(dir: &Path, parts: &Parts, report: &mut CheckReport) {
         report.damage(FileId::Segment(*file).to_string(), Some(0), what);
     }
     let mut strange = Vec::new();
-    names(dir, &mut |name| strange.extend((!KNOWN.contains(&name)).then(|| name.to_owned())));
-    names(&dir.join("wal"), &mut |name| {
-        strange.extend(FileId::segment_number(name).is_none().then(|| format!("wal/{name}")));
-    });
+    for dir in dirs {
+        names(dir, &mut |name| strange.extend((!KNOWN.contains(&name)).then(|| label(dir, name.to_owned()))));
+        names(&dir.join("wal"), &mut |name| {
+            strange.extend(FileId::segment_number(name).is_none().then(|| label(dir, format!("wal/{name}"))));
+        });
+    }
     strange.sort();
     let more = strange.len().saturating_sub(UNKNOWN_MAX);
     for name in strange.into_iter().take(UNKNOWN_MAX) {

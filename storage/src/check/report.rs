@@ -41,11 +41,30 @@ pub struct VolumeFacts {
     pub clean: bool,
 }
 
+/// A volume that the log's table names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedVolume {
+    /// Its number.
+    pub number: u8,
+    /// Who it is.
+    pub uuid: [u8; 16],
+    /// Where it was found; `None`: it was not looked at.
+    pub dir: Option<std::path::PathBuf>,
+    /// Cold segments on it.
+    pub segments: u64,
+    /// Of these, those that lie on no volume that was looked at.
+    pub unseen: u64,
+}
+
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// What the superblock says; `None`: it is lost.
     pub volume: Option<VolumeFacts>,
+    /// Copies of the log that were read.
+    pub copies: u64,
+    /// The log's volumes, if it has a table of them.
+    pub volumes: Vec<CheckedVolume>,
     /// Segments with frames.
     pub segments: u64,
     /// Frames that are good.

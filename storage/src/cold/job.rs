@@ -63,6 +63,11 @@ pub enum Job {
         /// Their numbers, and the volumes of each.
         files: Vec<(u32, Vec<u8>)>,
     },
+    /// Look at all copies of a WAL segment that is full and not sorted, and write anew what one of them has lost.
+    ScrubWal {
+        /// Which.
+        segment: WalSegment,
+    },
     /// Look at the copies of a segment, repair what can be repaired, make copies elsewhere.
     Mend {
         /// Which.
@@ -124,6 +129,17 @@ pub enum Done {
     },
     /// The files are gone from those volumes that are there.
     Removed,
+    /// How the copies of a WAL segment are.
+    WalScrubbed {
+        /// Frames that were damaged or unreadable, by the volume of the copy.
+        damaged: Vec<(u8, u64)>,
+        /// Of these, written anew.
+        mended: u64,
+        /// Where stretches begin that no copy has.
+        lost_at: Vec<u64>,
+        /// Bytes read.
+        read_bytes: u64,
+    },
     /// How the copies of a segment are.
     Mended {
         /// Volumes that hold a whole copy.
@@ -226,6 +242,7 @@ impl Workshop<'_, '_> {
             }
             Job::Spans { place } => self.spans(place),
             Job::Remove { files } => self.remove(files),
+            Job::ScrubWal { segment } => super::scrub::scrub(self.store, self.view, &self.log_id, segment),
             Job::Mend { place, from, to } => super::mend::mend(self.store, &self.log_id, place, from, to),
         }
     }

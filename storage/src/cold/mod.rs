@@ -21,6 +21,7 @@ pub mod merge;
 mod pages;
 pub(crate) mod read;
 mod rewrite;
+mod scrub;
 pub mod stores;
 pub mod wal;
 mod writer;
@@ -56,7 +57,7 @@ pub struct ColdEntry {
 }
 
 /// CRC of a page or an index: over what lies behind it, and the segment's number, so that another segment's does not pass.
-fn crc_with_number(number: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn crc_with_number(number: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
 }
 
@@ -88,6 +89,18 @@ impl fmt::Display for Part {
             Part::Index => f.write_str("its index"),
             Part::Block(block) => write!(f, "block {block}"),
             Part::Page(page) => write!(f, "partition page {page}"),
+        }
+    }
+}
+
+impl ColdError {
+    /// Of the segment that it is about.
+    pub fn number(&self) -> u32 {
+        match self {
+            ColdError::Damaged { number, .. }
+            | ColdError::Misplaced { number, .. }
+            | ColdError::Foreign { number }
+            | ColdError::Newer { number, .. } => *number,
         }
     }
 }

@@ -58,6 +58,11 @@ impl<'a> Stores<'a> {
         &self.writing
     }
 
+    /// Volumes with a copy of the WAL that counts.
+    pub(super) fn wal(&self) -> &[u8] {
+        &self.wal
+    }
+
     /// Volumes whose files can be got at.
     pub(super) fn online(&self) -> Vec<u8> {
         let volumes = self.view.volumes();
@@ -201,6 +206,11 @@ impl ColdStore for Stores<'_> {
 
     fn seal(&mut self, file: FileId) -> Result<(), DiskError> {
         self.on_all(file, |store| store.seal(file))
+    }
+
+    /// Each copy is mended by itself.
+    fn overwrite(&mut self, file: FileId, _: u64, _: AlignedBuf) -> Result<(), DiskError> {
+        Err(DiskError::Closed { verb: DiskVerb::Write, file })
     }
 
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {

@@ -18,6 +18,7 @@ use crate::cold::manifest::{
 };
 use crate::cold::wal::WalSegment;
 use crate::config::{ClassPolicy, ColdConfig};
+use crate::disk::{DiskError, FileId};
 use crate::format::BLOCK;
 use crate::types::{Append, ClassId, MetaOp, PartitionId, PartitionOp};
 use crate::view::ColdPlace;
@@ -44,7 +45,7 @@ pub(super) struct Cold {
     edit: Option<Edit>,
     /// How classes are kept; one that is not here is kept for ever.
     pub(super) policies: BTreeMap<ClassId, ClassPolicy>,
-    /// Not merged any more: damaged.
+    /// Not merged: damaged, until they are found whole or leave. Their neighbours are merged without them.
     pub(super) unsound: BTreeSet<u32>,
     /// Not merged with one another: a partition was in another class between them.
     apart: BTreeSet<(u32, u32)>,
@@ -78,6 +79,8 @@ pub(super) enum Running {
         why: Why,
     },
     Remove(Vec<(u32, Vec<u8>)>),
+    /// Copies of the WAL segment with this sequence are looked at.
+    ScrubWal(u64),
     /// Its copies are looked at; when that went well these hold it.
     Mend {
         number: u32,
@@ -153,6 +156,16 @@ impl Cold {
         self.running.is_none() && self.edit.is_none()
     }
 
+    /// Several, one after another.
+    pub(super) fn change_in_turn(&mut self, appends: VecDeque<Append>) {
+        assert!(self.edit.is_none(), "one change at a time");
+        self.edit = Some(Edit { appends, submitted: false }).filter(|edit| !edit.appends.is_empty());
+    }
+
+    pub(super) fn is_changing(&self) -> bool {
+        self.edit.is_some()
+    }
+
     /// One change of the manifest.
     pub(super) fn change(&mut self, meta: Vec<MetaOp>) {
         let appends = VecDeque::from([Append { meta, ..Append::default() }]);
@@ -173,7 +186,7 @@ impl<T> Engine<T> {
         };
         cold.retry_at = None;
         // That of a mere look says nothing of the room there is.
-        cold.disk_full &= matches!(running, Running::Mend { .. });
+        cold.disk_full &= matches!(running, Running::Mend { .. } | Running::ScrubWal(_));
         match (running, done) {
             (Running::Clean, Done::Cleaned { volumes, missing }) => self.volumes_cleaned(&volumes, &missing),
             (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
@@ -190,6 +203,7 @@ impl<T> Engine<T> {
             }
             (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
             (Running::Remove(_), Done::Removed) => {}
+            (Running::ScrubWal(sequence), done @ Done::WalScrubbed { .. }) => self.wal_scrubbed(sequence, done),
             (Running::Mend { number, after, why }, done @ Done::Mended { .. }) => self.segment_mended(number, &after, why, done),
             (running, done) => panic!("{running:?} was answered with {done:?}"),
         }
@@ -204,22 +218,28 @@ impl<T> Engine<T> {
                 JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Panicked(_),
             ) => {
                 tracing::error!(%error, ?inputs, "cold segments are not merged: one is damaged");
-                cold.unsound.extend(inputs);
+                let culprits = culprits(inputs, error);
+                cold.unsound.extend(&culprits);
                 if matches!(error, JobError::Cold(_)) {
                     let mut volumes = self.view.volumes();
-                    inputs.iter().for_each(|number| volumes.doubt(*number));
+                    culprits.iter().for_each(|number| volumes.doubt(*number));
                 }
                 return;
             }
-            (Running::Merge { inputs, .. }, JobError::Disk(error)) if error.is_of_reading() => {
+            (Running::Merge { inputs, .. }, JobError::Disk(disk)) if disk.is_of_reading() => {
                 tracing::error!(%error, ?inputs, "cold segments are not merged: one cannot be read");
-                cold.unsound.extend(inputs);
+                let culprits = culprits(inputs, error);
+                cold.unsound.extend(&culprits);
                 let mut volumes = self.view.volumes();
-                inputs.iter().for_each(|number| volumes.doubt(*number));
+                culprits.iter().for_each(|number| volumes.doubt(*number));
                 return;
             }
             (Running::Merge { .. }, JobError::Apart { before, after }) => {
                 cold.apart.insert((*before, *after));
+                return;
+            }
+            (Running::ScrubWal(sequence), _) => {
+                tracing::warn!(%error, segment = sequence, "the copies of a log segment could not be looked at");
                 return;
             }
             (Running::Mend { number, .. }, _) => {
@@ -342,6 +362,9 @@ impl<T> Engine<T> {
                     let holders = tables.cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
                     cold.leaving.push((number, holders));
                     tables.remove_cold(number);
+                    // What was kept from being merged for its sake may be merged now.
+                    cold.unsound.remove(&number);
+                    cold.apart.retain(|(before, after)| *before != number && *after != number);
                 }
             }
         }
@@ -481,6 +504,25 @@ fn sort_from(config: &ColdConfig, wal_bound: u64, newest_ms: u64, now_ms: u64) -
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Which inputs a merge failed for: the others are merged without them. Where the error does not say it may be any of them.
+fn culprits(inputs: &[u32], error: &JobError) -> Vec<u32> {
+    let named = match error {
+        JobError::Cold(error) => Some(error.number()),
+        JobError::Hole { number, .. } => Some(*number),
+        JobError::Disk(DiskError::Missing { file, .. } | DiskError::Io { file, .. } | DiskError::Short { file, .. }) => {
+            match file {
+                FileId::Cold(number) | FileId::Promoted(number) => Some(*number),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    match named.filter(|number| inputs.contains(number)) {
+        Some(number) => vec![number],
+        None => inputs.to_vec(),
+    }
 }
 
 fn delete(key: &[u8]) -> MetaOp {

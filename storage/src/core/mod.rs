@@ -18,6 +18,7 @@ mod compress;
 mod entry;
 mod pin;
 mod retention;
+mod scrub;
 mod segments;
 mod volumes;
 

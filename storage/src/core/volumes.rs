@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use super::Engine;
 use super::cold::{Cold, Running, put};
+use super::scrub::WalRound;
 use crate::cold::job::{Done, Job};
 use crate::cold::manifest::{ManifestError, VolumeEntry, VolumeUse, cold_key, parse_volume_key, volume_key};
 use crate::cold::stores::WritePlan;
 use crate::format::Uuid;
-use crate::types::ClassId;
+use crate::types::{Append, ClassId, MetaOp};
 use crate::view::{ColdPlace, View};
 use crate::volumes::{Health, Volumes};
 
@@ -22,6 +23,9 @@ use crate::volumes::{Health, Volumes};
 const MEND_RETRY: Duration = Duration::from_secs(60);
 /// A volume that was full is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(30);
+
+/// A change of one entry of the manifest, at most: key, value and their heads.
+const GATHER_OP_BYTES: usize = 256;
 
 /// Why a volume cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +83,9 @@ pub(super) struct Upkeep {
     lost: BTreeSet<u32>,
     /// The scrub has done all up to this one.
     scrubbed_to: u32,
-    scrub_at: Duration,
+    pub(super) scrub_at: Duration,
+    /// And of the WAL.
+    pub(super) wal: WalRound,
     /// What is owed, at the last look.
     owed: (u64, u64),
 }
@@ -159,6 +165,31 @@ impl<T> Engine<T> {
         self.change_volume(number, VolumeUse::Gone)?;
         self.volume_lost(number, "it was detached for good");
         Ok(())
+    }
+
+    /// Every cold segment lies on this volume from now on, and there is no other one: what was restored from several disks into one
+    /// directory. Done when [`Engine::is_gathering`] says no.
+    pub(crate) fn gather(&mut self, number: u8) {
+        let mut ops: Vec<MetaOp> = Vec::new();
+        for (other, entry) in named_volumes(&self.view.meta()).expect("recovery has read them") {
+            let usage = if other == number { VolumeUse::Active } else { VolumeUse::Gone };
+            if entry.usage != usage {
+                ops.push(put(&volume_key(other), &VolumeEntry { usage, ..entry }.encode()));
+            }
+        }
+        for place in self.view.tables().cold.iter().filter(|place| place.entry.holders() != [number]) {
+            ops.push(put(&cold_key(place.number), &place.entry.on(&[number]).encode()));
+        }
+        let per_append = (self.limits.frame_bytes_max / 2 / GATHER_OP_BYTES).max(1);
+        let appends = ops.chunks(per_append).map(|ops| Append { meta: ops.to_vec(), ..Append::default() }).collect();
+        if let Some(cold) = &mut self.cold {
+            cold.change_in_turn(appends);
+        }
+    }
+
+    /// Whether that is not durable yet.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.cold.as_ref().is_some_and(Cold::is_changing)
     }
 
     fn only_on(&self, number: u8) -> usize {
@@ -255,9 +286,12 @@ impl<T> Engine<T> {
     pub(super) fn mend_job(&mut self) -> Option<(Running, Job)> {
         self.note_times();
         let owed = self.owed_job();
-        let (place, from, to, after, why) = match self.doubtful_job() {
-            Some(doubtful) => doubtful,
-            None => owed.or_else(|| self.scrub_job())?,
+        let (place, from, to, after, why) = match self.doubtful_job().or(owed) {
+            Some(urgent) => urgent,
+            None => match self.wal_scrub_job() {
+                Some(job) => return Some(job),
+                None => self.scrub_job()?,
+            },
         };
         Some((Running::Mend { number: place.number, after, why }, Job::Mend { place, from, to }))
     }
@@ -350,6 +384,7 @@ impl<T> Engine<T> {
         let due = due.filter(|place| !volumes.readable(place.entry.holders()).is_empty()).min_by_key(|place| place.number);
         let Some(place) = due else {
             cold.upkeep.scrubbed_to = 0;
+            cold.upkeep.wal.ends();
             cold.upkeep.scrub_at = now + cold.config().scrub_every;
             return None;
         };

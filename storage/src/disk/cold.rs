@@ -133,6 +133,14 @@ impl ColdStore for ColdFiles {
         self.dir.sync_entry(file)
     }
 
+    fn overwrite(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError> {
+        self.go_on(DiskVerb::Write, file)?;
+        self.limiter.pass(data.len());
+        let fd = self.dir.open(file)?;
+        write_all(&fd, DiskVerb::Write, file, at, &data, None)?;
+        rustix::fs::fdatasync(&fd).map_err(|errno| DiskError::from_errno(DiskVerb::Sync, file, errno))
+    }
+
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
         self.dir.prepare_cold()?;
         self.reading.close(from);

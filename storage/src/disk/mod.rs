@@ -482,6 +482,9 @@ pub trait ColdStore {
     /// Makes the file and its directory entry durable.
     fn seal(&mut self, file: FileId) -> Result<(), DiskError>;
 
+    /// Writes whole blocks over those of a WAL segment, durably. The caller knows that nobody else writes there.
+    fn overwrite(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError>;
+
     /// Gives a file another name, durably.
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError>;
 

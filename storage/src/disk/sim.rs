@@ -12,7 +12,7 @@
 //!   on a file system that has shut itself down, from then on.
 //! - **ENOSPC.** A zero-fill fails while the disk is full; space may come back.
 //! - **Stalls, delays, reordering.** Operations in flight complete in any order, some much later.
-//! - **Damage** (only in runs that ask for it): at a power cut bits rot or a sector becomes unreadable; while running, a write goes
+//! - **Damage** (only in runs that ask for it): at a power cut, and on a disk of a pair at any moment, bits rot or a sector becomes unreadable; while running, a write goes
 //!   to another block than the one meant and completes all the same. Cold files suffer with the others only where `cold_rots`.
 //! - **Death and hanging** (of one disk of a pair): a dead disk answers everything with an error and never comes back; a hanging one
 //!   does not answer until it comes to.
@@ -284,6 +284,16 @@ impl SimDisk {
         Some((file, self.rng.usize(0..=end)))
     }
 
+    /// Bits rot while the log is at work.
+    pub fn rot_now(&mut self) {
+        for _ in 0..self.rng.u32(1..24) {
+            self.rot();
+        }
+        if self.rng.u32(0..4) == 0 {
+            self.lose_sector();
+        }
+    }
+
     fn rot(&mut self) {
         if let Some((file, at)) = self.somewhere() {
             let bit = 1 << self.rng.u32(0..8);
@@ -519,6 +529,23 @@ impl ColdStore for SimCold {
         self.power(DiskVerb::Sync, file)?;
         assert!(self.store().unsealed.remove(&file), "sealed once");
         Ok(())
+    }
+
+    fn overwrite(&mut self, file: FileId, at: u64, data: AlignedBuf) -> Result<(), DiskError> {
+        let powered = self.power(DiskVerb::Write, file);
+        let cut = self.rng.usize(0..=data.len());
+        let mut store = self.store();
+        if store.dead {
+            return powered;
+        }
+        assert!(matches!(file, FileId::Segment(_)), "cold files are never changed");
+        let wanted = if powered.is_ok() { data.len() } else { cut };
+        let sectors = at / SECTOR as u64..(at + wanted as u64) / SECTOR as u64;
+        store.unreadable.retain(|(other, sector)| *other != file || !sectors.contains(sector));
+        let content = store.files.get_mut(&file).ok_or(DiskError::Missing { verb: DiskVerb::Write, file })?;
+        let at = at as usize;
+        content[at..at + wanted].copy_from_slice(&data[..wanted]);
+        powered
     }
 
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {

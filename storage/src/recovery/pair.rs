@@ -245,6 +245,27 @@ fn choose_of_two(a: &Superblock, b: &Superblock, names: &[String; 2], accept_deg
     }
 }
 
+/// Which of two copies of one log a node would go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// They are in step.
+    Both,
+    /// The first; the other one is worth nothing until it is filled.
+    First,
+    /// The second.
+    Second,
+}
+
+/// The same decision for those who only look: a node that may go on with one copy is meant.
+pub(crate) fn who_counts(first: &Superblock, second: &Superblock) -> Result<Counts, OpenError> {
+    let names = [String::new(), String::new()];
+    Ok(match choose_of_two(first, second, &names, true)? {
+        Choice::Both | Choice::New => Counts::Both,
+        Choice::Survivor { which: 0, .. } => Counts::First,
+        Choice::Survivor { .. } => Counts::Second,
+    })
+}
+
 fn former(which: usize, log: &Superblock, name: &str, accept_degraded: bool) -> Result<Choice, OpenError> {
     if accept_degraded {
         return Ok(Choice::Survivor { which, other: Other::Fill });

@@ -146,7 +146,7 @@ impl Source for SimSource<'_> {
         Ok(buf.into_bytes())
     }
 
-    fn has_other(&self) -> bool {
+    fn has_other(&self, _: FileId) -> bool {
         false
     }
 

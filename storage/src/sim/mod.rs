@@ -136,6 +136,10 @@ pub struct Tally {
     pub doubled: u64,
     /// Copies of cold segments made afterwards.
     pub copied: u64,
+    /// Looks at segments of the WAL.
+    pub wal_scrubs: u64,
+    /// Frames of the WAL that the scrub wrote anew.
+    pub wal_mended: u64,
     /// Reads that the second copy of a cold segment answered.
     pub rescued: u64,
     /// Hash of everything that happened: equal for equal seeds.
@@ -180,6 +184,8 @@ impl Tally {
         self.single += other.single;
         self.doubled += other.doubled;
         self.copied += other.copied;
+        self.wal_scrubs += other.wal_scrubs;
+        self.wal_mended += other.wal_mended;
         self.rescued += other.rescued;
         self.note(other.trace);
     }

@@ -254,6 +254,16 @@ impl PairWorld {
                 made.extend(segments.iter().copied());
             }
             Ok(Done::Merged { segment, .. }) => made.extend(*segment),
+            Ok(Done::WalScrubbed { mended, lost_at, damaged, .. }) => {
+                self.tally.wal_scrubs += 1;
+                self.tally.wal_mended += mended;
+                if !lost_at.is_empty() && sound {
+                    return Err(format!("the scrub found frames on no copy that one copy had: {job:?} at {lost_at:?}"));
+                }
+                if !damaged.is_empty() && sound && self.rotten.is_none() && self.disks.iter().all(|disk| !disk.get().is_dead()) {
+                    return Err(format!("the WAL has rotted on sound disks: {job:?} on {damaged:?}"));
+                }
+            }
             Ok(Done::Mended { made, lost, .. }) => {
                 self.tally.copied += made.len() as u64;
                 if let (Some(lost), Job::Mend { place, from, .. }) = (lost, job)
@@ -319,6 +329,11 @@ impl PairWorld {
                 let disk = self.volume_disk(THIRD).expect("it is there");
                 disk.get().die();
                 self.tally.died += 1;
+            }
+            5 => {
+                if let Some(rotten) = self.rotten {
+                    self.disks[rotten].get().rot_now();
+                }
             }
             _ => {}
         }

@@ -13,10 +13,12 @@ pub fn fixtures() -> PathBuf {
 
 /// Variants of the fixture.
 pub const VARIANTS: [&str; 3] = ["closed", "unclean", "gap"];
+/// Those of format 1.1.
+pub const VARIANTS_1_1: [&str; 2] = ["../v1.1/closed", "../v1.1/unclean"];
 
 /// Unpacks a variant into `to`.
 pub fn unpack(variant: &str, to: &Path) {
-    std::fs::create_dir_all(to.join("wal")).unwrap();
+    make_dirs(to);
     for (packed, name) in files(&fixtures().join(variant)) {
         if let Some(name) = name.strip_suffix(".zst") {
             let bytes = zstd::decode_all(std::fs::File::open(packed).unwrap()).unwrap();
@@ -25,11 +27,15 @@ pub fn unpack(variant: &str, to: &Path) {
     }
 }
 
+fn make_dirs(dir: &Path) {
+    ["wal", "cold"].iter().for_each(|name| std::fs::create_dir_all(dir.join(name)).unwrap());
+}
+
 /// Packs a volume as a variant.
 pub fn pack(from: &Path, variant: &str) {
     let to = fixtures().join(variant);
     let _ = std::fs::remove_dir_all(&to);
-    std::fs::create_dir_all(to.join("wal")).unwrap();
+    make_dirs(&to);
     for (path, name) in files(from).into_iter().filter(|(_, name)| name != "LOCK") {
         let packed = zstd::encode_all(std::fs::File::open(path).unwrap(), 19).unwrap();
         std::fs::write(to.join(format!("{name}.zst")), packed).unwrap();
@@ -38,7 +44,7 @@ pub fn pack(from: &Path, variant: &str) {
 
 /// Copies a volume.
 pub fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.join("wal")).unwrap();
+    make_dirs(to);
     for (path, name) in files(from) {
         std::fs::copy(path, to.join(name)).unwrap();
     }
@@ -47,8 +53,8 @@ pub fn copy(from: &Path, to: &Path) {
 /// Files of a volume with their names below it, in order.
 pub fn files(dir: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    for (below, prefix) in [(dir.to_owned(), ""), (dir.join("wal"), "wal/")] {
-        for entry in std::fs::read_dir(below).unwrap() {
+    for (below, prefix) in [(dir.to_owned(), ""), (dir.join("wal"), "wal/"), (dir.join("cold"), "cold/")] {
+        for entry in std::fs::read_dir(below).into_iter().flatten() {
             let path = entry.unwrap().path();
             if path.is_file() {
                 let name = format!("{prefix}{}", path.file_name().unwrap().to_str().unwrap());

@@ -116,6 +116,11 @@ impl MirrorControl {
         state.image.filter(|image| state.settled && image.peer != Peer::InStep)
     }
 
+    /// The log's latest superblock, however its copies stand.
+    pub fn image(&self) -> Option<Superblock> {
+        self.state().image
+    }
+
     /// Asks for a copy to be filled, whose superblock says so already; answers whether there was a place for it.
     pub fn attach(&self, member: Member, generation: u64) -> std::sync::mpsc::Receiver<bool> {
         let (answer, answered) = std::sync::mpsc::channel();
