@@ -118,6 +118,12 @@ pub struct LogStats {
     pub sorted_batch_bytes: u64,
     /// Bytes of the cold segments it has made.
     pub sorted_to_bytes: u64,
+    /// WAL segments that became cold segments as they are.
+    pub segments_promoted: u64,
+    /// Bytes of batches in them, before compression; part of `sorted_batch_bytes`.
+    pub promoted_batch_bytes: u64,
+    /// Bytes of files that were WAL segments, then promoted, and were given back to the WAL by their cold segment's end.
+    pub spares_reused: u64,
     /// Bytes of cold segments read to make others of them.
     pub merged_from_bytes: u64,
     /// Bytes of the cold segments made of them.

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cold::job::Job;
+use crate::cold::job::{Files, Job};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
@@ -197,6 +197,15 @@ pub struct Sealed {
     pub last_written_ms: u64,
 }
 
+/// A spare that is being made.
+#[derive(Debug)]
+struct Zeroing {
+    op: u64,
+    file: u32,
+    /// The cold segment whose file may become it.
+    reuse: Option<(u32, Files)>,
+}
+
 /// The segment that is being written.
 #[derive(Clone, Copy, Debug)]
 struct Active {
@@ -335,7 +344,10 @@ pub struct Engine<T> {
     leaving: VecDeque<Sealed>,
     spares: VecDeque<u32>,
     unfinished: Vec<u32>,
-    zeroing: Option<(u64, u32)>,
+    zeroing: Option<Zeroing>,
+    /// Segments that live on as promoted ones: their names in the WAL go.
+    discards: VecDeque<u32>,
+    discarding: Option<u64>,
     zero_retry_at: Option<Duration>,
     /// Zero-fills that failed in a row, those on a full disk left out.
     spare_failures: u32,
@@ -369,7 +381,7 @@ impl<T> Engine<T> {
             let meta = view.meta();
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
-        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
+        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta(), opening.superblock.first_sequence));
         for (number, entry) in named_volumes(&view.meta()).expect("recovery has read them") {
             view.volumes().known(number, &entry);
         }
@@ -409,6 +421,8 @@ impl<T> Engine<T> {
             spares: opening.spares,
             unfinished: opening.unfinished,
             zeroing: None,
+            discards: VecDeque::new(),
+            discarding: None,
             zero_retry_at: None,
             spare_failures: 0,
             file_next: opening.next_file,
@@ -463,6 +477,7 @@ impl<T> Engine<T> {
             self.submit_edit();
             self.write_next(out);
             self.make_spare(out);
+            self.discard_next(out);
             self.review_pin();
             self.retain();
             self.next_job(out);
@@ -539,8 +554,14 @@ impl<T> Engine<T> {
                     self.fail(error.to_string(), out);
                 }
             }
-        } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
+        } else if let Some(Zeroing { file, reuse, .. }) = self.zeroing.take_if(|zeroing| zeroing.op == id) {
+            self.reuse_done(reuse);
             self.spare_made(file, result, out);
+        } else if self.discarding.take_if(|op| *op == id).is_some() {
+            if let Err(error) = result {
+                // With two names it is never written to; the next start takes this one away.
+                tracing::warn!(%error, "the name of a promoted segment in the WAL could not be removed");
+            }
         } else {
             panic!("completion {id} belongs to no operation");
         }

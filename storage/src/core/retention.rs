@@ -131,7 +131,11 @@ fn worth_merging<'a>(
         let from = window.iter().map(|place| place.entry.min_timestamp).min().unwrap_or(0);
         let to = window.iter().map(|place| place.entry.max_timestamp).max().unwrap_or(0);
         let short = retention_ms.is_none_or(|age| u64::try_from(to.saturating_sub(from)).unwrap_or(u64::MAX) <= (age / 8).max(1));
-        most < merged_bytes && most * 2 <= all && short && window.iter().all(|place| !place.entry.promoted) && may(window)
+        most < merged_bytes
+            && most * 2 <= all
+            && short
+            && window.iter().all(|place| place.entry.promoted.is_none())
+            && may(window)
     })
 }
 
@@ -142,7 +146,7 @@ mod tests {
 
     fn place(number: u32, megabytes: u64, newest_ms: i64) -> Arc<ColdPlace> {
         let entry = ManifestEntry {
-            promoted: false,
+            promoted: None,
             compacted: false,
             copies: 1,
             volumes: [0, 0],

@@ -3,7 +3,7 @@
 //! A segment leaves in two steps: the superblock says durably that it is no longer the first, and only then do starts rise, and
 //! only then may its file be written again. So a start offset that was shown never goes back, and needs no space to rise.
 
-use super::{Active, Engine, Output, Sealed};
+use super::{Active, Engine, Output, Sealed, Zeroing};
 use crate::disk::{DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::segment::SegmentHeader;
@@ -109,7 +109,8 @@ impl<T> Engine<T> {
 
     /// Keeps enough zero-filled files ready; one at a time.
     pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
-        let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
+        let reuse_waits = self.cold.as_ref().is_some_and(|cold| self.next_reuse(cold).is_some());
+        let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at) && !reuse_waits;
         if self.spares.len() >= self.limits.spare_segments
             || self.zeroing.is_some()
             || retry_later
@@ -123,8 +124,21 @@ impl<T> Engine<T> {
             self.file_next - 1
         });
         let op = self.next_op();
-        self.zeroing = Some((op, file));
-        out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes }));
+        let reuse = self.take_reuse();
+        let from = reuse.as_ref().map(|(number, _)| FileId::Promoted(*number));
+        self.zeroing = Some(Zeroing { op, file, reuse });
+        out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes, reuse: from }));
+    }
+
+    /// Takes the name in the WAL from a segment that is a promoted one; one at a time.
+    pub(super) fn discard_next(&mut self, out: &mut Output<T>) {
+        if self.discarding.is_some() || !self.is_at_work() {
+            return;
+        }
+        let Some(file) = self.discards.pop_front() else { return };
+        let op = self.next_op();
+        self.discarding = Some(op);
+        out.ops.push((op, DiskOp::Discard { file: FileId::Segment(file) }));
     }
 
     /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space. Nor is one zero-fill that
@@ -200,6 +214,11 @@ impl<T> Engine<T> {
             let shown = tables.segments.pop_front().expect("shown since it was written");
             assert_eq!(u64::from(shown.sequence), gone.sequence, "segments leave in order");
             drop(tables);
+            if self.cold.as_mut().is_some_and(|cold| cold.linked.remove(&gone.sequence)) {
+                // The same file is a cold segment: never a spare.
+                self.discards.push_back(gone.file);
+                continue;
+            }
             self.counters.recycled += 1;
             self.spares.push_back(gone.file);
             self.zero_retry_at = None;

@@ -13,6 +13,9 @@
 //! search by timestamp, raise starts, and in runs with damage let cold files rot; those with two disks have a cold tier (`tier.rs`).
 //! They draw from a generator of their own, so the narrow ones stay what they were.
 //!
+//! One history of two with a cold tier has stretches of large records of one or two partitions, and promotes the WAL segments that they
+//! fill; it draws from a generator of its own as well. With some of these, what they hold shrinks, and they are sorted.
+//!
 //! One wide history of two also makes backups, which must hold what was acknowledged when they began (`backup.rs`).
 //!
 //! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
@@ -30,7 +33,7 @@ use std::time::Duration;
 
 use crate::cold::job::{Job, JobError, Workshop};
 use crate::cold::stores::{StoreMap, Stores};
-use crate::config::{ClassPolicy, ColdConfig, LogConfig};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig, PromoteConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{ColdStore, Disk, DiskError};
@@ -96,6 +99,8 @@ pub struct Tally {
     pub resent: u64,
     /// Cold segments made.
     pub sorted: u64,
+    /// Of the cold segments made: WAL segments as they are.
+    pub promoted: u64,
     /// Cold segments that left by retention or for space.
     pub expired: u64,
     /// Bytes of cold segments that were merged.
@@ -160,6 +165,7 @@ impl Tally {
         self.full += other.full;
         self.resent += other.resent;
         self.sorted += other.sorted;
+        self.promoted += other.promoted;
         self.expired += other.expired;
         self.merged += other.merged;
         self.compacted += other.compacted;
@@ -211,33 +217,54 @@ const SEGMENT_BYTES: u64 = 128 << 10;
 const COMPACTED: ClassId = ClassId(3);
 /// Sets the generator of wide histories apart.
 const WIDE: u64 = 0x7769_6465;
+/// And that of histories with fat stretches.
+const FAT: u64 = 0x6661_7400;
 /// And that of histories with backups.
 const BACKUPS: u64 = 0x6261_636b;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
-    run_with(seed, mode, is_wide(seed), is_wide(seed) && seed.is_multiple_of(2))
+    let with = With { wide: is_wide(seed), backups: is_wide(seed) && seed.is_multiple_of(2), fat: is_fat(seed) };
+    run_with(seed, mode, with)
+}
+
+/// What a history has beside the narrow ones.
+#[derive(Clone, Copy)]
+struct With {
+    wide: bool,
+    backups: bool,
+    fat: bool,
+}
+
+fn is_fat(seed: u64) -> bool {
+    (seed / 3) % 2 == 1
 }
 
 fn is_wide(seed: u64) -> bool {
     !seed.is_multiple_of(3)
 }
 
-/// Without backups, as seeds were run before there were any.
+/// Without backups and fat stretches, as seeds were run before there were any.
 #[cfg(test)]
 fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
-    run_with(seed, mode, wide, false)
+    run_with(seed, mode, With { wide, backups: false, fat: false })
 }
 
-fn run_with(seed: u64, mode: Mode, wide: bool, backups: bool) -> Result<Tally, Violation> {
+fn run_with(seed: u64, mode: Mode, with: With) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
-            let mut world = pair::PairWorld::new(seed, mode, wide);
+            let mut world = pair::PairWorld::new(seed, mode, with.wide);
+            if with.fat {
+                world.fatten(seed);
+            }
             (world.history(), world.tally)
         }
         _ => {
-            let mut world = World::new(seed, mode, wide);
-            world.backups = backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
+            let mut world = World::new(seed, mode, with.wide);
+            if with.fat {
+                world.fatten(seed);
+            }
+            world.backups = with.backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
             (world.history(), world.tally)
         }
     };
@@ -308,6 +335,7 @@ impl World {
                 merge_fan_in: rng.usize(2..5),
                 merged_bytes: rng.u64(50..1000) << 10,
                 scrub_bytes_per_s: None,
+                promote: None,
                 ..ColdConfig::default()
             }),
             ..LogConfig::new("simulated")
@@ -355,6 +383,15 @@ impl World {
         world
     }
 
+    /// Adds stretches whose segments are promoted.
+    fn fatten(&mut self, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed ^ FAT);
+        if let Some(cold) = &mut self.config.cold {
+            cold.promote = Some(fat_rules(&mut rng));
+            self.client.fatten(rng.u64(..));
+        }
+    }
+
     /// Adds what narrow histories do without.
     fn widen(&mut self, mut rng: fastrand::Rng) {
         let cold = self.config.cold.get_or_insert_with(|| ColdConfig {
@@ -364,6 +401,7 @@ impl World {
             wal_bytes_max: 6 * SEGMENT_BYTES,
             merge_fan_in: 3,
             scrub_bytes_per_s: None,
+            promote: None,
             ..ColdConfig::default()
         });
         cold.merged_bytes = rng.u64(4..60) << 10;
@@ -416,6 +454,7 @@ impl World {
             }
             {
                 let stats = life.engine.view().stats_mut();
+                self.tally.promoted += stats.segments_promoted;
                 self.tally.recycled += stats.recycled;
                 self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
                 self.tally.merged += stats.merged_from_bytes;
@@ -618,6 +657,16 @@ fn random_policies(rng: &mut fastrand::Rng) -> Vec<(ClassId, ClassPolicy)> {
         ..ClassPolicy::default()
     };
     (0..3).map(|class| (ClassId(class), policy(rng))).collect()
+}
+
+/// What is fat among segments of 128 KiB.
+fn fat_rules(rng: &mut fastrand::Rng) -> PromoteConfig {
+    PromoteConfig {
+        run_bytes: rng.u64(256..4096),
+        read_factor: rng.u64(2..20),
+        saving_percent: if rng.bool() { 10 } else { 100 },
+        waste_percent: rng.u64(50..90),
+    }
 }
 
 fn outcome_hash(outcome: &Outcome) -> u64 {

@@ -294,5 +294,5 @@ fn a_dead_volume_does_not_stop_the_sorter() {
 /// again.
 #[test]
 fn each_copy_is_asked_once() {
-    run(4, Mode::MirrorRot).unwrap();
+    run_as(4, Mode::MirrorRot, true).unwrap();
 }

@@ -53,7 +53,7 @@ fn a_file_that_was_being_made_when_filling_began_is_on_the_new_copy() {
     };
     disks[0].get().write_now(FileId::Superblock, 0, &superblock.encode(), BLOCK).unwrap();
     let mut mirror = MirrorDisk::new(plan, options);
-    mirror.submit(1, DiskOp::Zero { file: FileId::Segment(4), bytes: FILE_BYTES });
+    mirror.submit(1, DiskOp::Zero { file: FileId::Segment(4), bytes: FILE_BYTES, reuse: None });
     let mut target = disks[1].clone();
     let generation = prepare_target(&mut target, &superblock, [2; 16], 0).unwrap();
     mirror.fill(member(&disks[1], 2), generation);
