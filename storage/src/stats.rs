@@ -122,8 +122,10 @@ pub struct LogStats {
     pub segments_promoted: u64,
     /// Bytes of batches in them, before compression; part of `sorted_batch_bytes`.
     pub promoted_batch_bytes: u64,
-    /// Bytes of files that were WAL segments, then promoted, and were given back to the WAL by their cold segment's end.
-    pub spares_reused: u64,
+    /// Segment files that were given to the WAL again when the promoted segment that they had become was gone.
+    pub segments_reused: u64,
+    /// Bytes of segment files that were made, with zeros.
+    pub zero_filled_bytes: u64,
     /// Bytes of cold segments read to make others of them.
     pub merged_from_bytes: u64,
     /// Bytes of the cold segments made of them.

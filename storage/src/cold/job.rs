@@ -4,7 +4,7 @@
 //! none names any more. The engine decides, and writes the manifest. So a job may be cut off anywhere and begun again.
 //!
 //! Sorting reads each WAL byte once and writes each record once, compressed. Memory: the records of one cold segment, which is
-//! what bounds its size.
+//! what bounds its size. A WAL segment that gains nothing by that stays as it is (`promote.rs`).
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -396,7 +396,13 @@ impl ColdReads {
             let wanted = catch.request.bytes_max.saturating_sub(catch.bytes);
             let blocks = match ahead.take(place.number, at as u32) {
                 Some(block) => vec![block],
-                None => self.blocks(place, &index, at..end, wanted).await?,
+                None => match self.blocks(place, &index, at..end, wanted).await {
+                    // What lies behind the damage is as good as ever.
+                    Err(Miss::Lost) if catch.batches.is_empty() && at + 1 < end => {
+                        return Ok(Step::Gap(index.block(at + 1).first_offset.min(catch.wal_start)));
+                    }
+                    blocks => blocks?,
+                },
             };
             for block in blocks {
                 at += 1;

@@ -555,6 +555,11 @@ impl<T> Engine<T> {
                 }
             }
         } else if let Some(Zeroing { file, reuse, .. }) = self.zeroing.take_if(|zeroing| zeroing.op == id) {
+            match &reuse {
+                Some(_) => self.counters.segments_reused += 1,
+                None if result.is_ok() => self.counters.zero_filled_bytes += self.limits.segment_bytes,
+                None => {}
+            }
             self.reuse_done(reuse);
             self.spare_made(file, result, out);
         } else if self.discarding.take_if(|op| *op == id).is_some() {

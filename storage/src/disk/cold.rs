@@ -143,6 +143,8 @@ impl ColdStore for ColdFiles {
     fn link(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
         self.go_on(DiskVerb::Link, from)?;
         self.dir.prepare_cold()?;
+        // It may leave the WAL any time from now on.
+        self.reading.close(from);
         self.reading.close(to);
         self.dir.link(from, to)
     }

@@ -83,13 +83,19 @@ impl Client {
         self.fat = Some(Fat { rng: Rng::with_seed(seed), left: 0, partitions: Vec::new(), noise: true });
     }
 
+    /// Nothing comes but large records of one partition.
+    #[cfg(test)]
+    pub(super) fn only_fat(&mut self, seed: u64) {
+        self.fat = Some(Fat { rng: Rng::with_seed(seed), left: u32::MAX, partitions: vec![PartitionId(1)], noise: true });
+    }
+
     fn fat_append(&mut self, model: &mut Model) -> Option<(Append, usize)> {
         let fat = self.fat.as_mut()?;
         if fat.left == 0 {
-            if fat.rng.u32(0..30) > 0 {
+            if fat.rng.u32(0..12) > 0 {
                 return None;
             }
-            fat.left = fat.rng.u32(15..80);
+            fat.left = fat.rng.u32(20..90);
             let first = fat.rng.u32(0..KEYED[0].0);
             let second = (first + fat.rng.u32(1..KEYED[0].0)) % KEYED[0].0;
             fat.partitions = [first, second][..fat.rng.usize(1..3)].iter().map(|id| PartitionId(*id)).collect();

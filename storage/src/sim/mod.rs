@@ -301,6 +301,12 @@ struct World {
     /// Looks at the disk as each power cut leaves it.
     #[cfg(test)]
     after_crash: Option<fn(&SimDisk)>,
+    /// Where the power goes in the next job that may be cut.
+    #[cfg(test)]
+    cut_next: Option<u32>,
+    /// Whether a file that was to be used again could be.
+    #[cfg(test)]
+    reused: Option<bool>,
 }
 
 /// One opened log.
@@ -376,6 +382,10 @@ impl World {
             volumes_from: u64::MAX,
             #[cfg(test)]
             after_crash: None,
+            #[cfg(test)]
+            cut_next: None,
+            #[cfg(test)]
+            reused: None,
         };
         if wide {
             world.widen(fastrand::Rng::with_seed(seed ^ WIDE));
@@ -558,6 +568,8 @@ impl World {
     fn work(&mut self, life: &mut Life, may_cut: bool) -> Result<(), String> {
         let Some(job) = self.job.take() else { return Ok(()) };
         let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
+        #[cfg(test)]
+        let cut = self.cut_next.take().filter(|_| may_cut).or(cut);
         let view = Arc::clone(life.engine.view());
         let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
         let mut store = Stores::new(&mut stores, &view, vec![0]);
@@ -631,6 +643,10 @@ impl World {
     fn deliver(&mut self, out: Output<usize>) -> Result<(), String> {
         for (id, op) in out.ops {
             self.tally.note(id);
+            #[cfg(test)]
+            if let crate::disk::DiskOp::Zero { reuse: Some(from), .. } = op {
+                self.reused = Some(self.disk.links(from) == Ok(1));
+            }
             self.disk.submit(id, op);
         }
         for job in out.jobs {
