@@ -197,6 +197,15 @@ pub struct Sealed {
     pub last_written_ms: u64,
 }
 
+/// A file that has left the WAL. A file of a younger life is not written again while an older one is there: a start with the superblock before
+/// this one finds lives without a hole.
+#[derive(Clone, Copy, Debug)]
+enum Departed {
+    /// It lives on as a promoted segment: its name in the WAL goes.
+    Promoted(u32),
+    Spare(u32),
+}
+
 /// A spare that is being made.
 #[derive(Debug)]
 struct Zeroing {
@@ -345,8 +354,8 @@ pub struct Engine<T> {
     spares: VecDeque<u32>,
     unfinished: Vec<u32>,
     zeroing: Option<Zeroing>,
-    /// Segments that live on as promoted ones: their names in the WAL go.
-    discards: VecDeque<u32>,
+    /// Files that have left the WAL behind one whose name has to go, in the order of their lives.
+    departed: VecDeque<Departed>,
     discarding: Option<u64>,
     zero_retry_at: Option<Duration>,
     /// Zero-fills that failed in a row, those on a full disk left out.
@@ -421,7 +430,7 @@ impl<T> Engine<T> {
             spares: opening.spares,
             unfinished: opening.unfinished,
             zeroing: None,
-            discards: VecDeque::new(),
+            departed: VecDeque::new(),
             discarding: None,
             zero_retry_at: None,
             spare_failures: 0,
@@ -567,6 +576,7 @@ impl<T> Engine<T> {
                 // With two names it is never written to; the next start takes this one away.
                 tracing::warn!(%error, "the name of a promoted segment in the WAL could not be removed");
             }
+            self.take_spares();
         } else {
             panic!("completion {id} belongs to no operation");
         }

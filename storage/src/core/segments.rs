@@ -3,7 +3,7 @@
 //! A segment leaves in two steps: the superblock says durably that it is no longer the first, and only then do starts rise, and
 //! only then may its file be written again. So a start offset that was shown never goes back, and needs no space to rise.
 
-use super::{Active, Engine, Output, Sealed, Zeroing};
+use super::{Active, Departed, Engine, Output, Sealed, Zeroing};
 use crate::disk::{DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::segment::SegmentHeader;
@@ -103,7 +103,9 @@ impl<T> Engine<T> {
 
     /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
     pub(super) fn wal_is_at_its_bound(&self) -> bool {
-        let segments = self.sealed.len() + self.leaving.len() + self.spares.len() + usize::from(self.active.is_some());
+        let departed = self.departed.iter().filter(|file| matches!(file, Departed::Spare(_))).count();
+        let waiting = self.leaving.len() + departed + self.spares.len();
+        let segments = self.sealed.len() + waiting + usize::from(self.active.is_some());
         self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
     }
 
@@ -135,7 +137,9 @@ impl<T> Engine<T> {
         if self.discarding.is_some() || !self.is_at_work() {
             return;
         }
-        let Some(file) = self.discards.pop_front() else { return };
+        let Some(Departed::Promoted(file)) = self.departed.pop_front_if(|file| matches!(file, Departed::Promoted(_))) else {
+            return;
+        };
         let op = self.next_op();
         self.discarding = Some(op);
         out.ops.push((op, DiskOp::Discard { file: FileId::Segment(file) }));
@@ -214,13 +218,21 @@ impl<T> Engine<T> {
             let shown = tables.segments.pop_front().expect("shown since it was written");
             assert_eq!(u64::from(shown.sequence), gone.sequence, "segments leave in order");
             drop(tables);
-            if self.cold.as_mut().is_some_and(|cold| cold.linked.remove(&gone.sequence)) {
-                // The same file is a cold segment: never a spare.
-                self.discards.push_back(gone.file);
-                continue;
-            }
-            self.counters.recycled += 1;
-            self.spares.push_back(gone.file);
+            // The file of a promoted one is a cold segment as well: never a spare.
+            let promoted = self.cold.as_mut().is_some_and(|cold| cold.linked.remove(&gone.sequence));
+            self.counters.recycled += u64::from(!promoted);
+            self.departed.push_back(if promoted { Departed::Promoted(gone.file) } else { Departed::Spare(gone.file) });
+        }
+        self.take_spares();
+    }
+
+    /// What has left the WAL is a spare when everything that left before it is out of the way.
+    pub(super) fn take_spares(&mut self) {
+        while self.discarding.is_none()
+            && let Some(Departed::Spare(file)) = self.departed.front()
+        {
+            self.spares.push_back(*file);
+            self.departed.pop_front();
             self.zero_retry_at = None;
         }
     }

@@ -118,7 +118,7 @@ pub enum DiskOp {
         /// Its size from now on.
         bytes: u64,
         /// A file that nobody needs any more: if it has this size and no other name it becomes the file by a rename, with whatever is
-        /// in it, which saves the zeros.
+        /// in it behind its first block, which saves the zeros.
         reuse: Option<FileId>,
     },
     /// Takes a file's name away, durably. What is in it lives on if it has another one. Runs in the background.

@@ -314,6 +314,7 @@ impl SimDisk {
 
     fn rename(&self, from: FileId, to: FileId) {
         let mut store = self.store();
+        store.files.get_mut(&from).into_iter().for_each(|data| data[..BLOCK_BYTES].fill(0));
         store.files.link(from, to);
         store.files.remove(&from);
     }

@@ -102,7 +102,13 @@ impl Filler {
         let fits = matches!(self.dir.size(from), Ok(Some(size)) if size == bytes)
             && matches!(self.dir.links(from), Ok(1))
             && matches!(self.dir.size(to), Ok(None));
-        fits && match self.dir.rename(from, to) {
+        // Without the header of its last life it is no segment to anybody, whatever a start believes to be the first.
+        let blank = || {
+            let (fd, _) = self.dir.open_bulk(from)?;
+            write_all(&fd, DiskVerb::ZeroFill, from, 0, &self.zeros[..BLOCK_BYTES], None)?;
+            rustix::fs::fsync(&fd).map_err(|errno| DiskError::from_errno(DiskVerb::Sync, from, errno))
+        };
+        fits && match blank().and_then(|()| self.dir.rename(from, to)) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "a file that is out of use could not be used again; another one is made");
