@@ -20,7 +20,7 @@ impl<T> Engine<T> {
         let short = self.disk_is_full() || self.wal_is_at_its_bound();
         let spare = if short && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
         let Some(file) = spare else {
-            if self.disk_is_full() && self.leaving.is_empty() {
+            if self.disk_is_full() && self.nothing_leaves() {
                 self.refuse_waiting(out);
             }
             return;
@@ -162,7 +162,7 @@ impl<T> Engine<T> {
                 self.unfinished.push(file);
                 self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
                 self.spare_failures = if error.is_full() { 0 } else { self.spare_failures + 1 };
-                let no_spare = self.spares.is_empty() && self.leaving.is_empty();
+                let no_spare = self.spares.is_empty() && self.nothing_leaves();
                 if no_spare && self.spare_failures >= super::SPARE_FAILURES_MAX {
                     self.fail(error.to_string(), out);
                 }
@@ -194,7 +194,7 @@ impl<T> Engine<T> {
 
     fn too_many_bytes(&self) -> bool {
         // When no spare can be made, the segment that is needed next counts too: it can only come from retention.
-        let next = self.spares.is_empty() && self.leaving.is_empty() && self.zero_retry_at.is_some();
+        let next = self.spares.is_empty() && self.nothing_leaves() && self.zero_retry_at.is_some();
         let segments = self.sealed.len() as u64 + u64::from(self.active.is_some()) + u64::from(next);
         self.limits.retention_bytes.is_some_and(|max| segments * self.limits.segment_bytes > max)
     }
@@ -224,6 +224,11 @@ impl<T> Engine<T> {
             self.departed.push_back(if promoted { Departed::Promoted(gone.file) } else { Departed::Spare(gone.file) });
         }
         self.take_spares();
+    }
+
+    /// No file is on its way to become a spare.
+    fn nothing_leaves(&self) -> bool {
+        self.leaving.is_empty() && !self.departed.iter().any(|file| matches!(file, Departed::Spare(_)))
     }
 
     /// What has left the WAL is a spare when everything that left before it is out of the way.
