@@ -97,7 +97,7 @@ fn round(backend: BackendChoice) {
 
     let vault = tempfile::tempdir().unwrap();
     let options = BackupOptions::default();
-    log.backup(vault.path(), options, &AtomicBool::new(false), &mut || {}, &mut |_| {}).unwrap();
+    handle.backup(vault.path(), options, &AtomicBool::new(false), &mut || {}, &mut |_| {}).unwrap();
     log.shutdown().unwrap();
     let report = check(dir.path(), CheckOptions::default(), &|_| {}).unwrap();
     assert!(report.findings.iter().all(|finding| finding.severity != Severity::Damage) && report.lost.is_empty(), "{report:?}");

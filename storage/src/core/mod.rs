@@ -206,6 +206,13 @@ enum Departed {
     Spare(u32),
 }
 
+#[derive(Debug, Default)]
+struct Departures {
+    files: VecDeque<Departed>,
+    /// The removal of a name that is with the disk.
+    discarding: Option<u64>,
+}
+
 /// A spare that is being made.
 #[derive(Debug)]
 struct Zeroing {
@@ -355,8 +362,7 @@ pub struct Engine<T> {
     unfinished: Vec<u32>,
     zeroing: Option<Zeroing>,
     /// Files that have left the WAL behind one whose name has to go, in the order of their lives.
-    departed: VecDeque<Departed>,
-    discarding: Option<u64>,
+    departed: Departures,
     zero_retry_at: Option<Duration>,
     /// Zero-fills that failed in a row, those on a full disk left out.
     spare_failures: u32,
@@ -430,8 +436,7 @@ impl<T> Engine<T> {
             spares: opening.spares,
             unfinished: opening.unfinished,
             zeroing: None,
-            departed: VecDeque::new(),
-            discarding: None,
+            departed: Departures::default(),
             zero_retry_at: None,
             spare_failures: 0,
             file_next: opening.next_file,
@@ -571,7 +576,7 @@ impl<T> Engine<T> {
             }
             self.reuse_done(reuse);
             self.spare_made(file, result, out);
-        } else if self.discarding.take_if(|op| *op == id).is_some() {
+        } else if self.departed.discarding.take_if(|op| *op == id).is_some() {
             if let Err(error) = result {
                 // With two names it is never written to; the next start takes this one away.
                 tracing::warn!(%error, "the name of a promoted segment in the WAL could not be removed");

@@ -103,7 +103,7 @@ impl<T> Engine<T> {
 
     /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
     pub(super) fn wal_is_at_its_bound(&self) -> bool {
-        let departed = self.departed.iter().filter(|file| matches!(file, Departed::Spare(_))).count();
+        let departed = self.departed.files.iter().filter(|file| matches!(file, Departed::Spare(_))).count();
         let waiting = self.leaving.len() + departed + self.spares.len();
         let segments = self.sealed.len() + waiting + usize::from(self.active.is_some());
         self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
@@ -134,14 +134,15 @@ impl<T> Engine<T> {
 
     /// Takes the name in the WAL from a segment that is a promoted one; one at a time.
     pub(super) fn discard_next(&mut self, out: &mut Output<T>) {
-        if self.discarding.is_some() || !self.is_at_work() {
+        if self.departed.discarding.is_some() || !self.is_at_work() {
             return;
         }
-        let Some(Departed::Promoted(file)) = self.departed.pop_front_if(|file| matches!(file, Departed::Promoted(_))) else {
+        let Some(Departed::Promoted(file)) = self.departed.files.pop_front_if(|file| matches!(file, Departed::Promoted(_)))
+        else {
             return;
         };
         let op = self.next_op();
-        self.discarding = Some(op);
+        self.departed.discarding = Some(op);
         out.ops.push((op, DiskOp::Discard { file: FileId::Segment(file) }));
     }
 
@@ -221,23 +222,23 @@ impl<T> Engine<T> {
             // The file of a promoted one is a cold segment as well: never a spare.
             let promoted = self.cold.as_mut().is_some_and(|cold| cold.linked.remove(&gone.sequence));
             self.counters.recycled += u64::from(!promoted);
-            self.departed.push_back(if promoted { Departed::Promoted(gone.file) } else { Departed::Spare(gone.file) });
+            self.departed.files.push_back(if promoted { Departed::Promoted(gone.file) } else { Departed::Spare(gone.file) });
         }
         self.take_spares();
     }
 
     /// No file is on its way to become a spare.
     fn nothing_leaves(&self) -> bool {
-        self.leaving.is_empty() && !self.departed.iter().any(|file| matches!(file, Departed::Spare(_)))
+        self.leaving.is_empty() && !self.departed.files.iter().any(|file| matches!(file, Departed::Spare(_)))
     }
 
     /// What has left the WAL is a spare when everything that left before it is out of the way.
     pub(super) fn take_spares(&mut self) {
-        while self.discarding.is_none()
-            && let Some(Departed::Spare(file)) = self.departed.front()
+        while self.departed.discarding.is_none()
+            && let Some(Departed::Spare(file)) = self.departed.files.front()
         {
             self.spares.push_back(*file);
-            self.departed.pop_front();
+            self.departed.files.pop_front();
             self.zero_retry_at = None;
         }
     }

@@ -298,14 +298,20 @@ struct World {
     backing_up: bool,
     /// From this power cut on the log has a table of volumes.
     volumes_from: u64,
-    /// Looks at the disk as each power cut leaves it.
+    /// What tests do to it.
     #[cfg(test)]
+    probe: Probe,
+}
+
+/// What tests do to a world, and see of it.
+#[cfg(test)]
+#[derive(Default)]
+struct Probe {
+    /// Looks at the disk as each power cut leaves it.
     after_crash: Option<fn(&SimDisk)>,
     /// Where the power goes in the next job that may be cut.
-    #[cfg(test)]
     cut_next: Option<u32>,
     /// Whether a file that was to be used again could be.
-    #[cfg(test)]
     reused: Option<bool>,
 }
 
@@ -381,11 +387,7 @@ impl World {
             backing_up: false,
             volumes_from: u64::MAX,
             #[cfg(test)]
-            after_crash: None,
-            #[cfg(test)]
-            cut_next: None,
-            #[cfg(test)]
-            reused: None,
+            probe: Probe::default(),
         };
         if wide {
             world.widen(fastrand::Rng::with_seed(seed ^ WIDE));
@@ -485,7 +487,7 @@ impl World {
         let fingerprint = self.disk.fingerprint();
         self.tally.note(u64::from(fingerprint));
         #[cfg(test)]
-        if let Some(after_crash) = self.after_crash {
+        if let Some(after_crash) = self.probe.after_crash {
             after_crash(&self.disk);
         }
     }
@@ -569,7 +571,7 @@ impl World {
         let Some(job) = self.job.take() else { return Ok(()) };
         let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
         #[cfg(test)]
-        let cut = self.cut_next.take().filter(|_| may_cut).or(cut);
+        let cut = self.probe.cut_next.take().filter(|_| may_cut).or(cut);
         let view = Arc::clone(life.engine.view());
         let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
         let mut store = Stores::new(&mut stores, &view, vec![0]);
@@ -645,7 +647,7 @@ impl World {
             self.tally.note(id);
             #[cfg(test)]
             if let crate::disk::DiskOp::Zero { reuse: Some(from), .. } = op {
-                self.reused = Some(self.disk.links(from) == Ok(1));
+                self.probe.reused = Some(self.disk.links(from) == Ok(1));
             }
             self.disk.submit(id, op);
         }

@@ -104,7 +104,7 @@ fn what_a_power_cut_leaves_is_no_damage_to_check() {
     let mut crashes = 0;
     for seed in 0..SEEDS_CHECKED {
         let mut world = World::new(seed, Mode::Power, is_wide(seed));
-        world.after_crash = Some(looks_sound);
+        world.probe.after_crash = Some(looks_sound);
         world.history().unwrap();
         crashes += world.tally.crashes;
     }
@@ -360,10 +360,6 @@ impl Promoting {
         self.world.pump(&mut self.life).unwrap();
     }
 
-    fn segments(&self) -> u64 {
-        self.life.engine.view().stats_mut().segments
-    }
-
     fn crash(&mut self) {
         self.world.crash();
         self.life = self.world.open().unwrap().unwrap();
@@ -372,7 +368,11 @@ impl Promoting {
     }
 
     fn check(&mut self) {
-        while self.life.engine.is_writing() || !self.world.model.is_settled() {
+        for _ in 0..10_000 {
+            if !self.life.engine.is_writing() && self.world.model.is_settled() {
+                break;
+            }
+            self.world.work(&mut self.life, false).unwrap();
             self.pass(400);
         }
         let Promoting { world, life } = self;
@@ -405,29 +405,29 @@ impl Promoting {
 #[test]
 fn a_promoted_segment_is_never_taken_for_a_spare() {
     let (mut promoted, mut shared) = (0, 0);
-    for step in 0..60 {
+    for step in 0..36 {
         let mut log = Promoting::new(step);
         log.write(Promoting::job_waits);
         if step < 16 {
-            log.world.cut_next = Some(step as u32);
+            log.world.probe.cut_next = Some(step as u32);
             log.world.work(&mut log.life, true).unwrap();
         } else {
             log.world.work(&mut log.life, false).unwrap();
-            (16..step).for_each(|_| log.pass(60));
+            (16..step).for_each(|_| log.pass(150));
         }
         shared += log.shared_spares();
         log.crash();
         assert_eq!(log.shared_spares(), 0, "at step {step} a spare is a promoted segment");
-        let before = log.segments();
+        let before = log.life.engine.view().tables().segments.back().map_or(0, |last| last.sequence);
         log.write(|log| {
-            log.job_waits();
-            log.segments() >= before + 3
+            log.world.work(&mut log.life, false).unwrap();
+            log.life.engine.view().tables().segments.back().is_some_and(|last| last.sequence >= before + 4)
         });
         log.check();
         log.crash();
         promoted += log.promoted().len();
     }
-    assert!(promoted > 40 && shared > 0, "{promoted} promoted, {shared} times a name was left in the WAL");
+    assert!(promoted > 36 && shared > 0, "{promoted} promoted, {shared} times a name was left in the WAL");
 }
 
 /// What retention takes out becomes a segment file again, and nothing of it is seen any more.
@@ -442,7 +442,7 @@ fn the_file_of_a_promoted_segment_that_is_gone_is_written_again() {
     ));
     let mut reused = 0;
     log.write(|log| {
-        if let Some(zeroed) = log.world.reused.take() {
+        if let Some(zeroed) = log.world.probe.reused.take() {
             reused += u32::from(zeroed);
         }
         log.world.work(&mut log.life, false).unwrap();
