@@ -41,6 +41,9 @@ pub(crate) struct WalHead {
     pub(crate) header: FrameHeader,
 }
 
+/// A frame's header and directory, or what is wrong with them.
+pub(crate) type HeadFound = Result<(WalHead, Vec<Entry>), &'static str>;
+
 /// Walks one segment.
 pub(crate) struct WalScan {
     segment: WalSegment,
@@ -84,10 +87,7 @@ impl WalScan {
     }
 
     /// Header and directory of the next frame of the first copy, or what is wrong with it; its payload is not read. `None` at the end.
-    pub(crate) fn next_head(
-        &mut self,
-        store: &mut dyn ColdStore,
-    ) -> Result<Option<Result<(WalHead, Vec<Entry>), &'static str>>, DiskError> {
+    pub(crate) fn next_head(&mut self, store: &mut dyn ColdStore) -> Result<Option<HeadFound>, DiskError> {
         self.ahead = HEAD_WINDOW;
         if self.at >= self.end() {
             return Ok(None);
