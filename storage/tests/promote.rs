@@ -162,7 +162,7 @@ fn what_retention_takes_out_is_a_segment_of_the_wal_again() {
     let log = open(promoting(dir.path(), BackendChoice::Auto));
     let handle = log.handle();
     handle.set_class_policy(ClassId(0), ClassPolicy { retention_bytes: Some(3 * SEGMENT), ..ClassPolicy::default() });
-    fill(&handle, 120);
+    fill(&handle, 200);
     until("retention", || handle.stats().segments_expired >= 1 && !handle.stats().cold_busy);
     let inodes = |folder: &str| -> Vec<u64> {
         files(dir.path(), folder, ".wal").iter().map(|path| path.metadata().unwrap().ino()).collect()
