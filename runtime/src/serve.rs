@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use weir_storage::{BackendChoice, ColdConfig, Log, LogConfig, OpenError, RecoveryReport};
+use weir_storage::{BackendChoice, ColdConfig, Log, LogConfig, OpenError, PromoteConfig, RecoveryReport};
 
 use crate::broker::{Broker, BrokerError};
 use crate::config::{Backend, ColdSection, Config};
@@ -207,6 +207,7 @@ fn cold_config(section: &ColdSection) -> Option<ColdConfig> {
         sort_bytes: section.sort_bytes,
         sort_age: Duration::from_millis(section.sort_age_ms),
         sort_memory_bytes: section.sort_memory_bytes as usize,
+        promote: section.promote.then(PromoteConfig::default),
         wal_bytes_max: section.log_bytes_max,
         key_map_bytes_max: section.key_map_bytes_max as usize,
         bandwidth_bytes_max: Some(section.bandwidth_bytes_max).filter(|bytes| *bytes > 0),

@@ -68,6 +68,8 @@ pub struct ColdConfig {
     pub burst_bytes: u64,
     /// See `burst_bytes`.
     pub burst_segment: Duration,
+    /// Which WAL segments become cold segments as they are, instead of being written again; `None`: none.
+    pub promote: Option<PromoteConfig>,
     /// WAL segments at most; appends wait for the sorter beyond it.
     pub wal_bytes_max: u64,
     /// Cold segments of one class from this many on become one, until they have `merged_bytes`.
@@ -85,6 +87,27 @@ pub struct ColdConfig {
     pub scrub_every: Duration,
     /// A volume that is not there may come back for so long; then what it holds is copied from elsewhere to others.
     pub missing_patience: Duration,
+}
+
+/// When a WAL segment is a cold segment as good as any. Frames are read back whole, for their CRC, so what a partition has in a frame must be
+/// a large part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromoteConfig {
+    /// Bytes that a partition has in a frame, on average: a seek and a request each. From 64 KiB on such requests reach most of a disk's throughput.
+    pub run_bytes: u64,
+    /// Bytes read for one that is wanted, at most: the frames' bytes by the number of partitions in each, against those of the batches.
+    pub read_factor: u64,
+    /// What sorting and compressing would save of the segment's bytes, in hundredths: from so much on it is worth the second write.
+    pub saving_percent: u64,
+    /// Bytes of the file that are neither batches nor their frames' heads (its snapshot, what was left free at its end), in hundredths: from
+    /// so much on they are too many to keep.
+    pub waste_percent: u64,
+}
+
+impl Default for PromoteConfig {
+    fn default() -> PromoteConfig {
+        PromoteConfig { run_bytes: 64 << 10, read_factor: 4, saving_percent: 10, waste_percent: 25 }
+    }
 }
 
 /// How the partitions of a class are kept.
@@ -128,6 +151,7 @@ impl Default for ColdConfig {
             sort_memory_bytes: 32 << 20,
             burst_bytes: 1 << 30,
             burst_segment: Duration::from_secs(1),
+            promote: Some(PromoteConfig::default()),
             wal_bytes_max: 2 << 30,
             merge_fan_in: 8,
             merged_bytes: 256 << 20,

@@ -36,7 +36,7 @@ pub mod volumes;
 
 pub use self::core::VolumeError;
 pub use cold::manifest::VolumeUse;
-pub use config::{ClassPolicy, ColdConfig, LogConfig};
+pub use config::{ClassPolicy, ColdConfig, LogConfig, PromoteConfig};
 pub use disk::BackendChoice;
 pub use disk::DiskProbe;
 pub use disk::mirror::{CopyState, CopyStatus, MirrorStatus};

@@ -666,6 +666,10 @@ impl Driver {
             }
             self.engine.step(self.clock.now(), &mut completions, &mut out);
             for (id, op) in out.ops.drain(..) {
+                if let crate::disk::DiskOp::Discard { file } = op {
+                    // Readers that have it open would keep its space.
+                    self.shared.reads.forget_wal(file);
+                }
                 self.disk.submit(id, op);
             }
             for (job, sorter) in out.jobs.drain(..).zip(&self.sorter) {

@@ -55,7 +55,7 @@ pub(crate) struct ReadPath {
 
 impl ReadPath {
     pub(crate) fn new(view: Arc<View>, reader: Arc<dyn Reader>, volume_id: Uuid) -> ReadPath {
-        let tier = ColdReads::new(Arc::clone(&view), Arc::clone(&reader));
+        let tier = ColdReads::new(Arc::clone(&view), Arc::clone(&reader), volume_id);
         ReadPath { view, reader, volume_id, cold: Mutex::new(FrameCache::new(COLD_CACHE_BYTES)), tier }
     }
 
@@ -100,6 +100,11 @@ impl ReadPath {
                 Answer::GoOnAt(offset) => path.read(ReadRequest { offset, ..request }, reply),
             }
         });
+    }
+
+    /// A segment has left the WAL, and will not come back under this name.
+    pub(crate) fn forget_wal(&self, file: FileId) {
+        self.reader.forget(file);
     }
 
     /// A cold segment's file is gone.

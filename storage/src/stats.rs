@@ -118,6 +118,14 @@ pub struct LogStats {
     pub sorted_batch_bytes: u64,
     /// Bytes of the cold segments it has made.
     pub sorted_to_bytes: u64,
+    /// WAL segments that became cold segments as they are.
+    pub segments_promoted: u64,
+    /// Bytes of batches in them, before compression; part of `sorted_batch_bytes`.
+    pub promoted_batch_bytes: u64,
+    /// Segment files that were given to the WAL again when the promoted segment that they had become was gone.
+    pub segments_reused: u64,
+    /// Bytes of segment files that were made, with zeros.
+    pub zero_filled_bytes: u64,
     /// Bytes of cold segments read to make others of them.
     pub merged_from_bytes: u64,
     /// Bytes of the cold segments made of them.

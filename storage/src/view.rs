@@ -179,7 +179,7 @@ impl Tables {
             return;
         }
         let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
-        self.cold_bytes += place.entry.file_bytes;
+        self.cold_bytes += place.entry.stored_bytes();
         self.cold_batch_bytes += place.entry.batch_bytes;
         let cold = Arc::make_mut(&mut self.cold);
         let at = cold.partition_point(|other| key(other) < key(&place));
@@ -189,7 +189,7 @@ impl Tables {
     /// It counts no more.
     pub fn remove_cold(&mut self, number: u32) {
         Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
-        self.cold_bytes = self.cold.iter().map(|place| place.entry.file_bytes).sum();
+        self.cold_bytes = self.cold.iter().map(|place| place.entry.stored_bytes()).sum();
         self.cold_batch_bytes = self.cold.iter().map(|place| place.entry.batch_bytes).sum();
     }
 

@@ -277,7 +277,7 @@ impl VolumeSet {
                 health: volume.health,
                 reason: volume.reason.clone(),
                 segments: here.clone().count() as u64,
-                bytes: here.clone().map(|place| place.entry.file_bytes).sum(),
+                bytes: here.clone().map(|place| place.entry.stored_bytes()).sum(),
                 only_copies: here.filter(|place| only(place.entry.holders())).count() as u64,
                 errors: volume.errors,
                 bad_copies: volume.bad_copies,

@@ -95,6 +95,11 @@ fn amounts(report: &mut Report, stats: &LogStats) {
     report.figures.insert("write_amplification_wal", stats.written_bytes as f64 / batches);
     report.figures.insert("write_amplification_sort", stats.sorted_to_bytes as f64 / stats.sorted_batch_bytes.max(1) as f64);
     report.figures.insert("write_amplification_merge", stats.merged_to_bytes as f64 / stats.sorted_batch_bytes.max(1) as f64);
+    // Not in the sum: a log that is not short of segments fills them once.
+    report.figures.insert("zero_filled_ratio", stats.zero_filled_bytes as f64 / batches);
+    report.figures.insert("segments_promoted", stats.segments_promoted as f64);
+    report.figures.insert("segments_reused", stats.segments_reused as f64);
+    report.figures.insert("promoted_share", stats.promoted_batch_bytes as f64 / stats.sorted_batch_bytes.max(1) as f64);
     report.figures.insert("cold_segments", stats.cold_segments as f64);
     report.figures.insert("cold_bytes", stats.cold_bytes as f64);
 }

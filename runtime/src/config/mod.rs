@@ -114,6 +114,7 @@ pub struct ColdSection {
     pub sort_bytes: u64,
     pub sort_age_ms: u64,
     pub sort_memory_bytes: u64,
+    pub promote: bool,
     pub key_map_bytes_max: u64,
     pub log_bytes_max: u64,
     pub bandwidth_bytes_max: u64,

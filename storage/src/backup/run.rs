@@ -302,7 +302,8 @@ impl Job<'_> {
                 };
                 // Where it lies is no part of it: copies come and go.
                 let id = crc32c::crc32c(&entry.on(&[0]).encode());
-                let stored = format!("cold-{number:08}-{id:08x}-{:x}-{bytes:x}", entry.created_ms);
+                let kind = if matches!(file, FileId::Promoted(_)) { "promoted" } else { "cold" };
+                let stored = format!("{kind}-{number:08}-{id:08x}-{:x}-{bytes:x}", entry.created_ms);
                 let known = shelf.known(&stored, bytes);
                 let done = if at == last { PinDone::Cold(number) } else { PinDone::Nothing };
                 let from = From::Node(file, done);

@@ -47,8 +47,8 @@ pub(crate) trait Source {
 /// The file of a cold segment, and of the WAL segment that it may be an index of. Which volume it is read from is the matter of whoever reads it.
 pub(super) fn cold_files(place: &ColdPlace) -> Vec<(FileId, Option<u64>)> {
     let mut files = vec![(FileId::Cold(place.number), Some(place.entry.file_bytes))];
-    if place.entry.promoted {
-        files.push((FileId::Promoted(place.number), None));
+    if let Some(wal) = place.entry.promoted {
+        files.push((FileId::Promoted(place.number), Some(wal.bytes)));
     }
     files
 }

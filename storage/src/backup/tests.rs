@@ -77,7 +77,7 @@ fn node(lsn: u64, wal: &[(u32, u64, u32)], cold: &[u32]) -> Node {
     for number in cold {
         let bytes = vec![*number as u8; 5 * BLOCK];
         let entry = ManifestEntry {
-            promoted: false,
+            promoted: None,
             compacted: false,
             copies: 1,
             volumes: [0, 0],

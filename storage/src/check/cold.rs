@@ -14,8 +14,11 @@ use weir_batch::RecordBatch;
 
 use super::report::{CheckReport, CheckedVolume};
 use super::{JOBS_MAX, Meter};
+use crate::cold::job::Files;
 use crate::cold::manifest::{VolumeEntry, VolumeUse};
-use crate::cold::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, decode_block, decode_page};
+use crate::cold::{
+    ColdEntry, ColdError, ColdIndex, Footer, FramesOf, PartitionSpan, SegmentHead, decode_block, decode_frame, decode_page,
+};
 use crate::core::{Opening, named_volumes};
 use crate::disk::FileId;
 use crate::format::volume::{Identity, NoIdentity};
@@ -109,7 +112,7 @@ fn label(dirs: &[PathBuf], n: usize, name: &str) -> String {
 /// Bytes that the manifest names on these volumes.
 pub(super) fn bytes(dirs: &Dirs, opening: &Opening) -> u64 {
     let copies = |place: &ColdPlace| place.entry.holders().iter().filter(|volume| dirs.contains_key(volume)).count() as u64;
-    opening.view.tables().cold.iter().map(|place| place.entry.file_bytes * copies(place)).sum()
+    opening.view.tables().cold.iter().map(|place| place.entry.stored_bytes() * copies(place)).sum()
 }
 
 /// Checks all copies of all that the manifest names, as far as they are in these directories, several segments at a time.
@@ -127,7 +130,8 @@ pub(super) fn check(
     let name = |dir: &Path, name: String| if dir == main { name } else { dir.join(name).display().to_string() };
     for (volume, dir) in dirs {
         let named = places.iter().filter(|place| place.entry.holders().contains(volume));
-        strangers(dir, &|file| name(dir, file), named.map(|place| place.number), report);
+        let files = named.flat_map(|place| Files::new(&place.entry).of(place.number));
+        strangers(dir, &|file| name(dir, file), files, report);
     }
     let next = AtomicUsize::new(0);
     let read: Mutex<BTreeMap<usize, Vec<(&Path, Segment)>>> = Mutex::default();
@@ -139,7 +143,7 @@ pub(super) fn check(
                     let Some(place) = places.get(at) else { return };
                     let here = place.entry.holders().iter().filter_map(|volume| dirs.get(volume));
                     let copies: Vec<_> = here.map(|dir| (dir.as_path(), segment(dir, log_id, place))).collect();
-                    meter.add(place.entry.file_bytes * copies.len() as u64);
+                    meter.add(place.entry.stored_bytes() * copies.len() as u64);
                     read.lock().unwrap_or_else(PoisonError::into_inner).insert(at, copies);
                 }
             });
@@ -189,8 +193,8 @@ fn best_of(mut copies: Vec<Segment>) -> Option<Segment> {
 }
 
 /// Files that the manifest does not name.
-fn strangers(dir: &Path, label: &dyn Fn(String) -> String, named: impl Iterator<Item = u32>, report: &mut CheckReport) {
-    let named: Vec<String> = named.map(|number| FileId::Cold(number).to_string()).collect();
+fn strangers(dir: &Path, label: &dyn Fn(String) -> String, named: impl Iterator<Item = FileId>, report: &mut CheckReport) {
+    let named: Vec<String> = named.map(|file| file.to_string()).collect();
     super::files::names(&dir.join("cold"), &mut |name| {
         let name = format!("cold/{name}");
         if !named.contains(&name) {
@@ -215,7 +219,8 @@ fn segment(dir: &Path, log_id: &Uuid, place: &ColdPlace) -> Segment {
             segment.problem(None, format!("it is {bytes} bytes long, and {} in the manifest", place.entry.file_bytes));
         }
         Ok((_, file)) => {
-            let reader = Reader { file, place };
+            let frames = File::open(dir.join(FileId::Promoted(place.number).relative_path())).ok();
+            let reader = Reader { file, frames, place };
             if let Err((at, error)) = reader.read(log_id, &mut segment) {
                 segment.problem(Some(at), error);
             }
@@ -229,6 +234,8 @@ type Bad = (u64, String);
 
 struct Reader<'a> {
     file: File,
+    /// Of a promoted segment.
+    frames: Option<File>,
     place: &'a ColdPlace,
 }
 
@@ -248,7 +255,8 @@ impl Reader<'_> {
             Err(error) => segment.problem(Some(0), reason(&error)),
             Ok(head) => {
                 let told = (head.class, head.first_lsn, head.last_lsn, head.compacted, head.promoted);
-                if told != (entry.class, entry.first_lsn, entry.last_lsn, entry.compacted, entry.promoted) {
+                let promoted = entry.promoted.is_some();
+                if told != (entry.class, entry.first_lsn, entry.last_lsn, entry.compacted, promoted) {
                     segment.problem(Some(0), "its header and the manifest contradict each other");
                 }
             }
@@ -275,11 +283,9 @@ impl Reader<'_> {
                 }
             }
         }
-        if entry.promoted {
-            // Nothing makes these yet.
-            segment.problem(Some(0), "it is the index of a promoted WAL segment, which this check does not read");
-        } else {
-            self.blocks(&index, pages_bad, segment);
+        match entry.promoted {
+            Some(wal) => self.frames(&index, &FramesOf { number, log_id: *log_id, sequence: wal.sequence }, pages_bad, segment),
+            None => self.blocks(&index, pages_bad, segment),
         }
         Ok(())
     }
@@ -314,6 +320,40 @@ impl Reader<'_> {
             }
         }
         if !blocks_bad && !pages_bad {
+            self.compare(&found.spans, index, segment);
+        }
+    }
+
+    /// Every frame that the index names, and whether together they are what the pages say. Where they lie in the `.wal` file is told, for that
+    /// is where they are to be looked for.
+    fn frames(&self, index: &ColdIndex, of: &FramesOf, pages_bad: bool, segment: &mut Segment) {
+        let name = FileId::Promoted(of.number);
+        let Some(frames) = &self.frames else {
+            return segment.problem(None, format!("{name} is missing: all its records are lost"));
+        };
+        let mut found = Found::default();
+        let mut frames_bad = false;
+        for (ordinal, place) in index.blocks().iter().enumerate() {
+            let mut stored = vec![0; place.bytes as usize];
+            let frame = match frames.read_exact_at(&mut stored, place.at) {
+                Ok(()) => decode_frame(of, ordinal as u32, place, &stored.into()).map_err(|error| reason(&error)),
+                Err(error) => Err(format!("it cannot be read: {error}")),
+            };
+            match frame {
+                Ok(frame) => {
+                    let counts = |run: &ColdEntry| run.partition == place.partition && run.base_offset >= place.first_offset;
+                    frame.runs().filter(counts).for_each(|run| self.run(&run, place.at, &mut found, segment));
+                }
+                Err(error) => {
+                    frames_bad = true;
+                    found.broken_at.push(segment.spans.len());
+                    segment.problem(Some(place.at), format!("{name}: {error}"));
+                    let until = index.blocks().get(ordinal + 1).map(|next| (next.partition, next.first_offset));
+                    lost_with(segment, (place.partition, place.first_offset), place.last_partition, until);
+                }
+            }
+        }
+        if !frames_bad && !pages_bad {
             self.compare(&found.spans, index, segment);
         }
     }

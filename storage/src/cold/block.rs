@@ -1,5 +1,7 @@
 //! The block: runs of record batches of one or more partitions, compressed together. The unit of a cold read.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use zstd::bulk::Compressor;
 
@@ -194,7 +196,8 @@ impl BlockBuilder {
 /// A verified, decompressed block.
 #[derive(Clone, Debug)]
 pub struct Block {
-    raw: Bytes,
+    runs: Runs,
+    bytes: usize,
 }
 
 /// Verifies and decompresses the block with this ordinal of segment `number`; `stored` is exactly what the index names.
@@ -219,7 +222,7 @@ pub fn decode_block(number: u32, block: u32, stored: Bytes) -> Result<Block, Col
     while !rest.is_empty() {
         rest = run_bytes(rest).and_then(|bytes| rest.get(bytes..)).ok_or(damaged("its runs do not fit it"))?;
     }
-    Ok(Block { raw })
+    Ok(Block { bytes: raw.len(), runs: Runs { rest: raw, ..Runs::default() } })
 }
 
 /// Bytes of the run at the front, its head included; `None` where no writer would have made it so.
@@ -231,26 +234,40 @@ fn run_bytes(raw: &[u8]) -> Option<usize> {
 }
 
 impl Block {
+    /// Of a frame's runs, which share its memory.
+    pub(super) fn of_frame(runs: Vec<ColdEntry>) -> Block {
+        let bytes = runs.iter().map(|run| run.batches.len() + size_of::<ColdEntry>()).sum();
+        Block { runs: Runs { entries: runs.into(), ..Runs::default() }, bytes }
+    }
+
     /// Its runs, in (partition, offset) order; the batches are slices of the block's memory.
     pub fn runs(&self) -> Runs {
-        Runs { rest: self.raw.clone() }
+        self.runs.clone()
     }
 
     /// Bytes of memory it holds.
     pub fn memory_bytes(&self) -> usize {
-        self.raw.len()
+        self.bytes
     }
 }
 
 /// The runs of a block.
 #[derive(Clone, Debug, Default)]
 pub struct Runs {
+    /// As a block stores them.
     rest: Bytes,
+    /// Of a frame.
+    entries: Arc<[ColdEntry]>,
+    next: usize,
 }
 
 impl Iterator for Runs {
     type Item = ColdEntry;
     fn next(&mut self) -> Option<ColdEntry> {
+        if let Some(entry) = self.entries.get(self.next) {
+            self.next += 1;
+            return Some(entry.clone());
+        }
         let run = self.rest.split_to(run_bytes(&self.rest)?);
         Some(ColdEntry {
             partition: PartitionId(u32_at(&run, 0)),

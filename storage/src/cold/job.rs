@@ -4,17 +4,18 @@
 //! none names any more. The engine decides, and writes the manifest. So a job may be cut off anywhere and begun again.
 //!
 //! Sorting reads each WAL byte once and writes each record once, compressed. Memory: the records of one cold segment, which is
-//! what bounds its size.
+//! what bounds its size. A WAL segment that gains nothing by that stays as it is (`promote.rs`).
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
-use super::manifest::ManifestEntry;
+use super::manifest::{ManifestEntry, PromotedWal};
+use super::promote::{self, Promotion};
 use super::stores::{Stores, WritePlan};
 use super::wal::{WalFrame, WalScan, WalSegment};
-use super::{ColdEntry, ColdError, ColdIndex, Footer, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
+use super::{ColdEntry, ColdError, ColdIndex, Footer, FramePlace, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
 use crate::disk::{ColdStore, DiskError, DiskVerb, FileId};
 use crate::format::frame::EntryKind;
 use crate::format::{BLOCK, Uuid};
@@ -28,8 +29,8 @@ pub enum Job {
     Clean {
         /// On these volumes.
         volumes: Vec<u8>,
-        /// Numbers in the manifest, and the volumes of each.
-        named: BTreeMap<u32, Vec<u8>>,
+        /// What the manifest names, by number.
+        named: BTreeMap<u32, Files>,
     },
     /// Make cold segments of these WAL segments.
     Sort {
@@ -39,6 +40,8 @@ pub enum Job {
         number: u32,
         /// The WAL fills faster than it is sorted.
         haste: bool,
+        /// Which of them become cold segments as they are.
+        promotion: Option<Promotion>,
         /// Where they go.
         plan: WritePlan,
     },
@@ -60,8 +63,8 @@ pub enum Job {
     },
     /// Remove the files of cold segments that are out of the manifest, or are not needed on a volume any more.
     Remove {
-        /// Their numbers, and the volumes of each.
-        files: Vec<(u32, Vec<u8>)>,
+        /// By number.
+        files: Vec<(u32, Files)>,
     },
     /// Look at all copies of a WAL segment that is full and not sorted, and write anew what one of them has lost.
     ScrubWal {
@@ -77,6 +80,28 @@ pub enum Job {
         /// Volumes that get it.
         to: Vec<u8>,
     },
+}
+
+/// The files of a cold segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Where they are.
+    pub volumes: Vec<u8>,
+    /// Whether there are two: index and frames.
+    pub promoted: bool,
+}
+
+impl Files {
+    /// Those of a copy.
+    pub fn of(&self, number: u32) -> impl Iterator<Item = FileId> + use<> {
+        let frames = self.promoted.then_some(FileId::Promoted(number));
+        std::iter::once(FileId::Cold(number)).chain(frames)
+    }
+
+    /// As the manifest has them.
+    pub fn new(entry: &ManifestEntry) -> Files {
+        Files { volumes: entry.holders().to_vec(), promoted: entry.promoted.is_some() }
+    }
 }
 
 /// How a class is compacted.
@@ -232,9 +257,9 @@ impl Workshop<'_, '_> {
     pub fn run(&mut self, job: &Job) -> Result<Done, JobError> {
         match job {
             Job::Clean { volumes, named } => self.clean(volumes, named),
-            Job::Sort { segments, number, haste, plan } => {
+            Job::Sort { segments, number, haste, promotion, plan } => {
                 self.store.plan(plan);
-                self.sort(segments, *number, *haste)
+                self.sort(segments, promotion.as_ref(), (*number, *haste))
             }
             Job::Merge { inputs, number, compact, plan } => {
                 self.store.plan(plan);
@@ -248,10 +273,10 @@ impl Workshop<'_, '_> {
     }
 
     /// What cannot be removed now goes when its volume is cleaned the next time.
-    fn remove(&mut self, files: &[(u32, Vec<u8>)]) -> Result<Done, JobError> {
-        for (number, volumes) in files {
-            for volume in volumes {
-                match self.store.change_on(*volume, |store| store.remove(FileId::Cold(*number))) {
+    fn remove(&mut self, all: &[(u32, Files)]) -> Result<Done, JobError> {
+        for (number, files) in all {
+            for volume in &files.volumes {
+                match self.store.change_on(*volume, |store| files.of(*number).try_for_each(|file| store.remove(file))) {
                     Err(error @ DiskError::Closed { .. }) => return Err(error.into()),
                     Ok(()) => self.view.volumes().has_room(*volume),
                     Err(_) => {}
@@ -261,14 +286,19 @@ impl Workshop<'_, '_> {
         Ok(Done::Removed)
     }
 
-    fn clean(&mut self, volumes: &[u8], named: &BTreeMap<u32, Vec<u8>>) -> Result<Done, JobError> {
+    fn clean(&mut self, volumes: &[u8], named: &BTreeMap<u32, Files>) -> Result<Done, JobError> {
         let (mut cleaned, mut missing) = (Vec::new(), Vec::new());
         for volume in volumes {
             let mut found = Vec::new();
             let swept = self.store.change_on(*volume, |store| {
                 for file in store.list()? {
+                    let here = |number: &u32| {
+                        named
+                            .get(number)
+                            .is_some_and(|on| on.volumes.contains(volume) && on.of(*number).any(|other| other == file))
+                    };
                     match file {
-                        FileId::Cold(number) if named.get(&number).is_some_and(|on| on.contains(volume)) => found.push(number),
+                        FileId::Cold(number) | FileId::Promoted(number) if here(&number) => found.push(file),
                         file => store.remove(file)?,
                     }
                 }
@@ -282,8 +312,9 @@ impl Workshop<'_, '_> {
                 Err(_) => continue,
             }
             cleaned.push(*volume);
-            let here = named.iter().filter(|(_, on)| on.contains(volume)).map(|(number, _)| *number);
-            missing.extend(here.filter(|number| !found.contains(number)).map(|number| (number, *volume)));
+            let here = named.iter().filter(|(_, on)| on.volumes.contains(volume));
+            let incomplete = here.filter(|(number, on)| on.of(**number).any(|file| !found.contains(&file)));
+            missing.extend(incomplete.map(|(number, _)| (*number, *volume)));
         }
         Ok(Done::Cleaned { volumes: cleaned, missing })
     }
@@ -312,11 +343,28 @@ impl Workshop<'_, '_> {
         Ok(ends)
     }
 
-    fn sort(&mut self, segments: &[WalSegment], number: u32, haste: bool) -> Result<Done, JobError> {
+    fn sort(
+        &mut self,
+        segments: &[WalSegment],
+        promotion: Option<&Promotion>,
+        (number, haste): (u32, bool),
+    ) -> Result<Done, JobError> {
         let mut made = Vec::new();
         let mut chunk = Chunk::default();
         let (mut damaged, mut read_bytes) = (0, 0);
         for segment in segments {
+            let surveyed = promotion.map(|promotion| promote::survey(self, promotion, segment)).transpose()?;
+            let (survey, survey_bytes) = surveyed.unwrap_or((None, 0));
+            read_bytes += survey_bytes;
+            if let Some(survey) = survey {
+                // What came before it is a segment of its own: records rise from one to the next.
+                self.write_chunk(std::mem::take(&mut chunk), (number, haste), &mut made)?;
+                let next = number + made.len() as u32;
+                if let Some(entry) = promote::make(self, survey, segment, next)? {
+                    made.push((next, entry));
+                    continue;
+                }
+            }
             let mut scan = WalScan::new(*segment, self.log_id);
             while let Some(frame) = scan.next(self.store)? {
                 read_bytes += frame.header.frame_bytes() as u64;
@@ -362,7 +410,7 @@ impl Workshop<'_, '_> {
             for (_, entry) in run {
                 file.push(self.store, entry)?;
             }
-            made.push((number, file.finish(self.store)?));
+            made.push((number, file.finish(self.store, None)?));
         }
         Ok(())
     }
@@ -504,14 +552,19 @@ impl NewFile {
         Ok(())
     }
 
+    /// Adds to the index of a promoted WAL segment.
+    pub(super) fn push_frame(&mut self, frame: FramePlace) {
+        self.writer.push_frame(frame);
+    }
+
     /// Durable when it returns, on as many volumes as it could be.
-    pub(super) fn finish(self, store: &mut Stores<'_>) -> Result<ManifestEntry, DiskError> {
+    pub(super) fn finish(self, store: &mut Stores<'_>, promoted: Option<PromotedWal>) -> Result<ManifestEntry, DiskError> {
         let (rest, summary) = self.writer.finish();
         for (at, data) in rest {
             store.write(self.file, at, data)?;
         }
         store.seal(self.file)?;
-        Ok(ManifestEntry::new(&self.head, &summary, store.holders()))
+        Ok(ManifestEntry::new(&self.head, &summary, store.holders(), promoted))
     }
 }
 

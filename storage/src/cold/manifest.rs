@@ -17,8 +17,11 @@ const VOLUME_KEY_BYTES: usize = VOLUME_PREFIX.len() + 1;
 const VERSION: u8 = 1;
 /// Of an entry that names more than one copy on volume 0: a program that knows no other volumes must not look for it there.
 const ENTRY_ON_VOLUMES: u8 = 2;
+/// Of an entry that names a WAL segment: it consists of two files.
+const ENTRY_PROMOTED: u8 = 3;
 const VOLUME_BYTES: usize = 48;
 const ENTRY_BYTES: usize = 88;
+const PROMOTED_BYTES: usize = ENTRY_BYTES + 16;
 const FLUSHED_BYTES: usize = 16;
 const NUMBER_BYTES: usize = 8;
 
@@ -124,11 +127,20 @@ impl VolumeEntry {
     }
 }
 
+/// The WAL segment that a promoted segment consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromotedWal {
+    /// Of its life.
+    pub sequence: u64,
+    /// Where its durable frames end.
+    pub bytes: u64,
+}
+
 /// A cold segment that counts: its files exist, are whole, and were made durable before this was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ManifestEntry {
-    /// Whether it is the index of a WAL segment.
-    pub promoted: bool,
+    /// The WAL segment that it is the index of, if it is one.
+    pub promoted: Option<PromotedWal>,
     /// Whether offsets may be missing.
     pub compacted: bool,
     /// How many volumes hold it: 1 or 2.
@@ -161,9 +173,13 @@ pub struct ManifestEntry {
 
 impl ManifestEntry {
     /// Of a finished segment, whole on these one or two volumes.
-    pub fn new(head: &SegmentHead, summary: &ColdSummary, volumes: &[u8]) -> ManifestEntry {
+    ///
+    /// # Panics
+    /// When it is the index of a WAL segment and that is not given, or the other way round.
+    pub fn new(head: &SegmentHead, summary: &ColdSummary, volumes: &[u8], promoted: Option<PromotedWal>) -> ManifestEntry {
+        assert_eq!(head.promoted, promoted.is_some(), "an index of frames goes with their file");
         let entry = ManifestEntry {
-            promoted: head.promoted,
+            promoted,
             compacted: head.compacted,
             copies: 1,
             volumes: [0, 0],
@@ -198,12 +214,21 @@ impl ManifestEntry {
         &self.volumes[..usize::from(self.copies)]
     }
 
+    /// Bytes of its files: of one copy.
+    pub fn stored_bytes(&self) -> u64 {
+        self.file_bytes + self.promoted.map_or(0, |wal| wal.bytes)
+    }
+
     /// Into a value.
-    pub fn encode(&self) -> [u8; ENTRY_BYTES] {
+    pub fn encode(&self) -> Vec<u8> {
         assert!(matches!(self.copies, 1 | 2), "a segment has one copy or two");
-        let mut value = [0; ENTRY_BYTES];
-        value[0] = if self.holders() == [0] { VERSION } else { ENTRY_ON_VOLUMES };
-        value[1] = flags(self.promoted, self.compacted) as u8;
+        let mut value = vec![0; if self.promoted.is_some() { PROMOTED_BYTES } else { ENTRY_BYTES }];
+        value[0] = match self.promoted {
+            Some(_) => ENTRY_PROMOTED,
+            None if self.holders() == [0] => VERSION,
+            None => ENTRY_ON_VOLUMES,
+        };
+        value[1] = flags(self.promoted.is_some(), self.compacted) as u8;
         value[2] = self.copies;
         put(&mut value, 3, &self.volumes);
         put(&mut value, 8, &self.class.to_le_bytes());
@@ -217,14 +242,23 @@ impl ManifestEntry {
         put(&mut value, 72, &self.partitions.to_le_bytes());
         put(&mut value, 76, &self.blocks.to_le_bytes());
         put(&mut value, 80, &self.created_ms.to_le_bytes());
+        if let Some(wal) = self.promoted {
+            put(&mut value, 88, &wal.sequence.to_le_bytes());
+            put(&mut value, 96, &wal.bytes.to_le_bytes());
+        }
         value
     }
 
     /// The value of segment `number`.
     pub fn decode(number: u32, value: &[u8]) -> Result<ManifestEntry, ManifestError> {
         let key = || format!("cold/{number}");
-        check(value, ENTRY_BYTES, ENTRY_ON_VOLUMES, key)?;
+        let names_wal = value.first() == Some(&ENTRY_PROMOTED);
+        check(value, if names_wal { PROMOTED_BYTES } else { ENTRY_BYTES }, ENTRY_PROMOTED, key)?;
         let (promoted, compacted) = flags_of(value[1]);
+        if promoted != names_wal {
+            return Err(ManifestError::Malformed { key: key(), reason: "its flags and its version contradict each other" });
+        }
+        let promoted = names_wal.then(|| PromotedWal { sequence: u64_at(value, 88), bytes: u64_at(value, 96) });
         let copies = value[2];
         if copies == 2 && value[3] == value[4] {
             return Err(ManifestError::Malformed { key: key(), reason: "both its copies are on one volume" });
@@ -308,7 +342,7 @@ mod tests {
 
     fn entry(flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) -> ManifestEntry {
         ManifestEntry {
-            promoted: flags[0],
+            promoted: flags[0].then_some(PromotedWal { sequence: numbers[3], bytes: numbers[6] }),
             compacted: flags[1],
             copies: 1 + u8::from(small.1),
             volumes: [small.0[0], if small.1 { small.0[1] } else { 0 }],
@@ -360,6 +394,11 @@ mod tests {
         let entry = entry([false; 2], ([0, 0], false), [0; 8], [0; 3]);
         let versions = [&[0_u8][..], &[1], &[0, 1], &[1, 0]].map(|volumes| entry.on(volumes).encode()[0]);
         assert_eq!(versions, [1, 2, 2, 2]);
+        let promoted = ManifestEntry { promoted: Some(PromotedWal { sequence: 1, bytes: 2 }), ..entry };
+        assert_eq!(promoted.encode()[0], 3);
+        let mut wrong = entry.encode();
+        wrong[1] |= 1;
+        assert!(matches!(ManifestEntry::decode(1, &wrong), Err(ManifestError::Malformed { .. })));
         let mut doubled = entry.on(&[0, 1]).encode();
         doubled[4] = 0;
         assert!(matches!(ManifestEntry::decode(1, &doubled), Err(ManifestError::Malformed { .. })));

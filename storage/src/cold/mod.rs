@@ -12,6 +12,7 @@
 mod ahead;
 mod block;
 pub mod compact;
+mod frames;
 mod header;
 mod index;
 pub mod job;
@@ -19,6 +20,7 @@ pub mod manifest;
 mod mend;
 pub mod merge;
 mod pages;
+mod promote;
 pub(crate) mod read;
 mod rewrite;
 mod scrub;
@@ -36,9 +38,11 @@ use bytes::Bytes;
 use crate::types::PartitionId;
 
 pub use block::{BLOCK_RAW_BYTES, Block, Runs, decode_block};
+pub use frames::{FramesOf, decode_frame};
 pub use header::{Footer, SegmentHead};
 pub use index::{BlockPlace, ColdIndex, PagePlace};
 pub use pages::{PartitionSpan, decode_page};
+pub use promote::Promotion;
 pub use writer::{ColdSummary, FramePlace, SegmentWriter};
 
 /// One or more whole record batches of one partition, in offset order.
@@ -79,6 +83,8 @@ pub enum Part {
     Block(u32),
     /// A partition page, by its ordinal.
     Page(u32),
+    /// A frame of the `.wal` file, by the ordinal of an index entry that names it.
+    Frame(u32),
 }
 
 impl fmt::Display for Part {
@@ -89,6 +95,7 @@ impl fmt::Display for Part {
             Part::Index => f.write_str("its index"),
             Part::Block(block) => write!(f, "block {block}"),
             Part::Page(page) => write!(f, "partition page {page}"),
+            Part::Frame(entry) => write!(f, "the frame of index entry {entry}"),
         }
     }
 }

@@ -17,10 +17,12 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::ahead::{Ahead, BLOCKS_AHEAD, Fetched, SEGMENTS_AHEAD, Seats};
-use super::{Block, ColdEntry, ColdError, ColdIndex, Footer, Part, PartitionSpan, decode_block, decode_page};
+use super::{
+    Block, ColdEntry, ColdError, ColdIndex, Footer, FramesOf, Part, PartitionSpan, decode_block, decode_frame, decode_page,
+};
 use crate::batches;
 use crate::disk::{DiskRead, FileId, Reader};
-use crate::format::BLOCK;
+use crate::format::{BLOCK, Uuid};
 use crate::types::{PartitionId, ReadChunk, ReadError, ReadRequest};
 use crate::view::{ColdPlace, Tables, View};
 
@@ -28,11 +30,15 @@ use crate::view::{ColdPlace, Tables, View};
 const INDEX_CACHE_BYTES: usize = 32 << 20;
 /// Decompressed blocks, for consumers that stop in the middle of one and for thin partitions that share one.
 const BLOCK_CACHE_BYTES: usize = 16 << 20;
+/// Decompressed frames of promoted segments: larger than blocks, and often of several partitions.
+const FRAME_CACHE_BYTES: usize = 32 << 20;
 const PAGE_CACHE_BYTES: usize = 8 << 20;
 /// Partitions whose last place is remembered.
 const HINTS_MAX: usize = 16 << 10;
 /// One request for blocks.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// What lies between two frames of a promoted segment is read along with them where it is no more than this.
+const FRAME_GAP_MAX: u64 = 64 << 10;
 /// A segment's last bytes: footer, and as a rule the index before it.
 const END_BYTES: usize = 64 << 10;
 
@@ -76,6 +82,9 @@ pub(crate) struct ColdReads {
     indexes: Mutex<Cache<u32, ColdIndex>>,
     pages: Mutex<Cache<(u32, u32), Vec<PartitionSpan>>>,
     blocks: Mutex<Cache<(u32, u32), Block>>,
+    /// By segment and block of the file: index entries of several partitions share them.
+    frames: Mutex<Cache<(u32, u64), Block>>,
+    log_id: Uuid,
     hints: Mutex<HashMap<PartitionId, Hint>>,
     seats: Seats,
 }
@@ -163,13 +172,15 @@ impl Catch {
 }
 
 impl ColdReads {
-    pub(crate) fn new(view: Arc<View>, reader: Arc<dyn Reader>) -> ColdReads {
+    pub(crate) fn new(view: Arc<View>, reader: Arc<dyn Reader>, log_id: Uuid) -> ColdReads {
         ColdReads {
             view,
             reader,
             indexes: Mutex::new(Cache::new(INDEX_CACHE_BYTES)),
             pages: Mutex::new(Cache::new(PAGE_CACHE_BYTES)),
             blocks: Mutex::new(Cache::new(BLOCK_CACHE_BYTES)),
+            frames: Mutex::new(Cache::new(FRAME_CACHE_BYTES)),
+            log_id,
             hints: Mutex::default(),
             seats: Seats::default(),
         }
@@ -184,7 +195,8 @@ impl ColdReads {
         let Some(catch) = catch else { return Answer::Done(Err(ReadError::UnknownPartition)) };
         let mut ahead = Ahead::new(&self.seats);
         let answer = self.catch_up(catch, &segments, &mut ahead).await;
-        for (key, block) in ahead.rest() {
+        let is_promoted = |number| segments.iter().any(|place| place.number == number && place.entry.promoted.is_some());
+        for (key, block) in ahead.rest().filter(|((number, _), _)| !is_promoted(*number)) {
             // The consumer probably comes for it next.
             lock(&self.blocks).insert(key, &block, block.memory_bytes());
         }
@@ -285,8 +297,12 @@ impl ColdReads {
         // Whatever fails here is met once more, and told, when it is its turn.
         let Ok(index) = self.index(place).await else { return Vec::new() };
         let Some(first) = index.locate(partition, offset) else { return Vec::new() };
-        let end = index.blocks_of(partition).end.min(first + BLOCKS_AHEAD);
-        let (_, blocks) = tokio::join!(self.span(place, partition), self.blocks(place.number, &index, first..end, usize::MAX));
+        let mut end = index.blocks_of(partition).end.min(first + BLOCKS_AHEAD);
+        if place.entry.promoted.is_some() {
+            // Frames may be a hundred times as large as blocks.
+            end = if index.block(first).bytes as usize > REQUEST_BYTES_MAX { first } else { end.min(first + 1) };
+        }
+        let (_, blocks) = tokio::join!(self.span(place, partition), self.blocks(place, &index, first..end, usize::MAX));
         (first as u32..).zip(blocks.unwrap_or_default()).collect()
     }
 
@@ -380,7 +396,13 @@ impl ColdReads {
             let wanted = catch.request.bytes_max.saturating_sub(catch.bytes);
             let blocks = match ahead.take(place.number, at as u32) {
                 Some(block) => vec![block],
-                None => self.blocks(place.number, &index, at..end, wanted).await?,
+                None => match self.blocks(place, &index, at..end, wanted).await {
+                    // What lies behind the damage is as good as ever.
+                    Err(Miss::Lost) if catch.batches.is_empty() && at + 1 < end => {
+                        return Ok(Step::Gap(index.block(at + 1).first_offset.min(catch.wal_start)));
+                    }
+                    blocks => blocks?,
+                },
             };
             for block in blocks {
                 at += 1;
@@ -446,7 +468,7 @@ impl ColdReads {
         }
         let index = self.index(place).await?;
         for at in index.blocks_of(partition).filter(|at| index.block(*at).max_timestamp >= timestamp) {
-            for block in self.blocks(place.number, &index, at..at + 1, 0).await? {
+            for block in self.blocks(place, &index, at..at + 1, 0).await? {
                 let runs = block.runs().filter(|run| run.partition == partition && run.max_timestamp >= timestamp);
                 let found = runs.filter_map(|run| crate::read::first_record_from(&run.batches, timestamp, start)).next();
                 if found.is_some() {
@@ -467,7 +489,7 @@ impl ColdReads {
             Some(spans) => spans,
             None => {
                 let decode = |stored| decode_page(place.number, &page, stored);
-                let spans = Arc::new(self.sound(place.number, page.at, page.bytes as usize, decode).await?);
+                let spans = Arc::new(self.sound(FileId::Cold(place.number), page.at, page.bytes as usize, decode).await?);
                 let cost = spans.len() * size_of::<PartitionSpan>() + 64;
                 lock(&self.pages).insert(key, &spans, cost);
                 spans
@@ -488,13 +510,13 @@ impl ColdReads {
             return Err(Miss::Lost);
         }
         let decode = |end: Bytes| Footer::decode(number, file_bytes, &end[end.len() - BLOCK..]).map(|footer| (footer, end));
-        let (footer, end) = self.sound(number, end_at, (file_bytes - end_at) as usize, decode).await?;
+        let (footer, end) = self.sound(FileId::Cold(number), end_at, (file_bytes - end_at) as usize, decode).await?;
         let near = footer.index_at.checked_sub(end_at).map(|from| from as usize..(from + footer.index_bytes) as usize);
         let index = match near.and_then(|near| ColdIndex::decode(&footer, &end[near]).ok()) {
             Some(index) => index,
             None => {
                 let decode = |stored: Bytes| ColdIndex::decode(&footer, &stored);
-                self.sound(number, footer.index_at, footer.index_bytes as usize, decode).await?
+                self.sound(FileId::Cold(number), footer.index_at, footer.index_bytes as usize, decode).await?
             }
         };
         let index = Arc::new(index);
@@ -505,12 +527,19 @@ impl ColdReads {
     /// The first of these blocks, and those behind it that are worth fetching with it for so many bytes.
     async fn blocks(
         &self,
-        number: u32,
+        place: &ColdPlace,
         index: &ColdIndex,
         range: std::ops::Range<usize>,
         wanted: usize,
     ) -> Result<Vec<Arc<Block>>, Miss> {
-        let first = range.start;
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(wal) = &place.entry.promoted {
+            let of = FramesOf { number: place.number, log_id: self.log_id, sequence: wal.sequence };
+            return self.frames(&of, index, range, wanted).await;
+        }
+        let (number, first) = (place.number, range.start);
         let cached = lock(&self.blocks).get(&(number, first as u32));
         if let Some(block) = cached {
             return Ok(vec![block]);
@@ -526,8 +555,9 @@ impl ColdReads {
             end += 1;
         }
         let start = index.block(first).at;
-        let decode = |stored: Bytes| decode_blocks(number, index, first..end, &stored);
-        let blocks = self.sound(number, start, bytes, decode).await?;
+        let decode =
+            |stored: Bytes| decode_parts(number, index, first..end, &stored, |at, bytes| decode_block(number, at as u32, bytes));
+        let blocks = self.sound(FileId::Cold(number), start, bytes, decode).await?;
         if let Some(last) = blocks.last() {
             let key = (number, (first + blocks.len() - 1) as u32);
             lock(&self.blocks).insert(key, last, last.memory_bytes());
@@ -535,18 +565,56 @@ impl ColdReads {
         Ok(blocks)
     }
 
+    /// The same of a promoted segment: its frames, where they lie close to one another.
+    async fn frames(
+        &self,
+        of: &FramesOf,
+        index: &ColdIndex,
+        range: std::ops::Range<usize>,
+        wanted: usize,
+    ) -> Result<Vec<Arc<Block>>, Miss> {
+        let first = range.start;
+        let key = |at: usize| (of.number, index.block(at).at);
+        let cached = lock(&self.frames).get(&key(first));
+        if let Some(frame) = cached {
+            return Ok(vec![frame]);
+        }
+        let start = index.block(first).at;
+        let mut end = first + 1;
+        let mut to = start + u64::from(index.block(first).bytes);
+        while end < range.end && to - start < wanted as u64 {
+            let next = index.block(end);
+            let next_to = next.at + u64::from(next.bytes);
+            if next.at < to || next.at - to > FRAME_GAP_MAX || next_to - start > REQUEST_BYTES_MAX as u64 {
+                break;
+            }
+            (end, to) = (end + 1, next_to);
+        }
+        let decode = |stored: Bytes| {
+            decode_parts(of.number, index, first..end, &stored, |at, bytes| decode_frame(of, at as u32, &index.block(at), &bytes))
+        };
+        let frames = self.sound(FileId::Promoted(of.number), start, (to - start) as usize, decode).await?;
+        let mut cache = lock(&self.frames);
+        for (at, frame) in (first..).zip(&frames) {
+            cache.insert(key(at), frame, frame.memory_bytes());
+        }
+        drop(cache);
+        Ok(frames)
+    }
+
     /// What one copy cannot give the other one may.
     async fn sound<T>(
         &self,
-        number: u32,
+        file: FileId,
         at: u64,
         bytes: usize,
         decode: impl Fn(Bytes) -> Result<T, ColdError>,
     ) -> Result<T, Miss> {
-        let first = self.reader.first_copy(FileId::Cold(number));
+        let (FileId::Cold(number) | FileId::Promoted(number)) = file else { return Err(Miss::Lost) };
+        let first = self.reader.first_copy(file);
         let mut failed = 0;
         for copy in [first, 1 - first] {
-            match self.fetch(number, copy, at, bytes).await? {
+            match self.fetch(file, number, copy, at, bytes).await? {
                 Tried::NoCopy => continue,
                 Tried::Failed => {}
                 Tried::Bytes(stored) => match decode(stored) {
@@ -554,6 +622,8 @@ impl ColdReads {
                         self.view.reads.rescued.fetch_add(failed, Ordering::Relaxed);
                         return Ok(found);
                     }
+                    // It went meanwhile, and its file is another one by now.
+                    Err(_) if self.view.tables().cold_place(number).is_none() => return Err(Miss::Later(ReadError::Busy)),
                     Err(error) => tracing::error!(%error, copy, "a cold segment is damaged"),
                 },
             }
@@ -563,10 +633,10 @@ impl ColdReads {
         Err(Miss::Lost)
     }
 
-    async fn fetch(&self, number: u32, copy: usize, at: u64, bytes: usize) -> Result<Tried, Miss> {
+    async fn fetch(&self, file: FileId, number: u32, copy: usize, at: u64, bytes: usize) -> Result<Tried, Miss> {
         let (reply, answer) = oneshot::channel();
         let reply = Box::new(move |result| drop(reply.send(result)));
-        match self.reader.read_copy(copy, DiskRead { file: FileId::Cold(number), at, bytes, reply }) {
+        match self.reader.read_copy(copy, DiskRead { file, at, bytes, reply }) {
             Ok(true) => {}
             Ok(false) => return Ok(Tried::NoCopy),
             Err(_) => return Err(Miss::Later(ReadError::Busy)),
@@ -601,6 +671,7 @@ impl ColdReads {
     /// Forgets a segment whose file is gone.
     pub(crate) fn forget(&self, number: u32) {
         self.reader.forget(FileId::Cold(number));
+        self.reader.forget(FileId::Promoted(number));
         lock(&self.indexes).entries.remove(&number);
     }
 }
@@ -611,12 +682,13 @@ fn following<'s>(segments: &'s [Arc<ColdPlace>], place: &ColdPlace) -> impl Iter
     segments.iter().skip_while(move |other| other.number != number).skip(1).filter(move |other| other.entry.class == class)
 }
 
-/// As many of these blocks as are good; at least the first.
-fn decode_blocks(
+/// As many of these parts as are good; at least the first.
+fn decode_parts(
     number: u32,
     index: &ColdIndex,
     range: std::ops::Range<usize>,
     stored: &Bytes,
+    decode: impl Fn(usize, Bytes) -> Result<Block, ColdError>,
 ) -> Result<Vec<Arc<Block>>, ColdError> {
     let start = index.block(range.start).at;
     let mut blocks = Vec::with_capacity(range.len());
@@ -626,7 +698,7 @@ fn decode_blocks(
         let from = place.at.checked_sub(start).ok_or(misplaced)? as usize;
         let to = from + place.bytes as usize;
         let bytes = if to <= stored.len() { stored.slice(from..to) } else { return Err(misplaced) };
-        match decode_block(number, at as u32, bytes) {
+        match decode(at, bytes) {
             Ok(block) => blocks.push(Arc::new(block)),
             Err(error) if blocks.is_empty() => return Err(error),
             Err(_) => break,

@@ -14,10 +14,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::compact::{CompactRules, KeyMap, Rewrite, Survey};
+use super::frames::FrameScan;
 use super::job::{Compact, Done, JobError, NewFile, Workshop, each_span, open_index};
 use super::merge::{BlockScan, DamagedBlock, Merge, MergeError, RunSource};
-use super::{ColdEntry, ColdIndex, SegmentHead};
+use super::{ColdEntry, ColdIndex, FramesOf, SegmentHead};
 use crate::disk::{ColdStore, DiskError, FileId};
+use crate::format::Uuid;
 use crate::types::PartitionId;
 use crate::view::{ColdPlace, View};
 
@@ -48,7 +50,8 @@ pub(super) fn merge(
     let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
     let mut file = NewFile::create(shop.store, head, false)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
-    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view: shop.view, holes: head.compacted };
+    let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
+    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes };
     let mut out = Out { file: &mut file, store: &store, any: false };
     let (clean_to, records_removed) = match compact {
         None => {
@@ -65,8 +68,8 @@ pub(super) fn merge(
     };
     let any = out.any;
     // A segment without records has no place in the manifest: what is left of the file goes at the next start.
-    let segment = if any { Some((number, file.finish(shop.store)?)) } else { None };
-    let read_bytes = inputs.iter().map(|place| place.entry.file_bytes).sum();
+    let segment = if any { Some((number, file.finish(shop.store, None)?)) } else { None };
+    let read_bytes = inputs.iter().map(|place| place.entry.stored_bytes()).sum();
     Ok(Done::Merged { segment, read_bytes, clean_to, records_removed })
 }
 
@@ -156,6 +159,7 @@ struct Inputs<'a, 's> {
     indexes: &'a [Arc<ColdIndex>],
     store: &'a Store<'s>,
     view: &'a View,
+    log_id: Uuid,
     /// What is made of them may lack offsets.
     holes: bool,
 }
@@ -163,20 +167,28 @@ struct Inputs<'a, 's> {
 impl<'a> Inputs<'a, '_> {
     /// All runs of all inputs in order, without what nobody can read any more.
     fn open(&mut self) -> Result<impl RunSource<Error = JobError> + 'a, JobError> {
-        let (store, view, holes) = (self.store, self.view, self.holes);
+        let (store, view, log_id, holes) = (self.store, self.view, self.log_id, self.holes);
         let scans = self.places.iter().zip(self.indexes).map(|(place, index)| {
-            let head = SegmentHead { promoted: place.entry.promoted, ..head_of_input(place) };
             let number = place.number;
-            let fetch = move |at, bytes| match store.borrow_mut().read(FileId::Cold(number), at, bytes) {
+            let promoted = place.entry.promoted;
+            let file = if promoted.is_some() { FileId::Promoted(number) } else { FileId::Cold(number) };
+            let fetch = move |at, bytes| match store.borrow_mut().read(file, at, bytes) {
                 // Counts as damage of the blocks there.
                 Err(DiskError::Io { .. } | DiskError::Short { .. } | DiskError::Missing { .. }) => Ok(Bytes::new()),
                 read => read,
             };
             let damage = Arc::new(std::sync::Mutex::new(None));
             let noted = Arc::clone(&damage);
-            let scan = BlockScan::new(&head, Arc::clone(index), fetch, move |block: DamagedBlock| {
+            let note = move |block: DamagedBlock| {
                 noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(block.error);
-            });
+            };
+            let scan: Scan<'a> = match promoted {
+                None => Box::new(BlockScan::new(&head_of_input(place), Arc::clone(index), fetch, note)),
+                Some(wal) => {
+                    let of = FramesOf { number, log_id, sequence: wal.sequence };
+                    Box::new(FrameScan::new(of, Arc::clone(index), fetch, note))
+                }
+            };
             let whole = (holes && !place.entry.compacted).then_some((place.number, view));
             Sound { scan, damage, whole, last: (PartitionId(0), i64::MIN) }
         });
@@ -184,6 +196,9 @@ impl<'a> Inputs<'a, '_> {
         Ok(Plain(Merge::new(scans, keep).map_err(plain)?))
     }
 }
+
+/// Blocks or frames of one input.
+type Scan<'a> = Box<dyn RunSource<Error = DiskError> + 'a>;
 
 /// Only what a scan must know of its input.
 fn head_of_input(place: &ColdPlace) -> SegmentHead {
@@ -195,7 +210,7 @@ fn head_of_input(place: &ColdPlace) -> SegmentHead {
         last_lsn: place.entry.last_lsn,
         created_ms: place.entry.created_ms,
         compacted: place.entry.compacted,
-        promoted: place.entry.promoted,
+        promoted: place.entry.promoted.is_some(),
     }
 }
 

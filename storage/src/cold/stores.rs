@@ -40,17 +40,60 @@ pub struct Stores<'a> {
     class: ClassId,
     /// Volumes that have all of the file that is being written.
     writing: Vec<u8>,
+    /// Where the next file goes, if not where the plan says.
+    beside: Option<Vec<u8>>,
 }
 
 impl<'a> Stores<'a> {
     /// Over these, with the WAL on those.
     pub fn new(stores: &'a mut StoreMap, view: &'a View, wal: Vec<u8>) -> Stores<'a> {
-        Stores { stores, view, wal, plan: WritePlan::default(), class: ClassId(0), writing: Vec::new() }
+        Stores { stores, view, wal, plan: WritePlan::default(), class: ClassId(0), writing: Vec::new(), beside: None }
     }
 
     /// Where the files of this job go.
     pub(super) fn plan(&mut self, plan: &WritePlan) {
         self.plan = plan.clone();
+    }
+
+    /// Gives a WAL segment a second name, as a promoted one, on volumes that hold a copy of it; the next file that is made goes there
+    /// too. `None`: they are fewer than a segment of its class is to have copies, or a disk does not allow it.
+    pub(super) fn link_wal(&mut self, wal: u32, number: u32, class: ClassId) -> Result<Option<Vec<u8>>, DiskError> {
+        let wanted = self.plan.copies(class).min(self.plan.volumes.len());
+        let with_wal = self.plan.volumes.iter().copied().filter(|volume| self.wal.contains(volume));
+        let volumes: Vec<u8> = with_wal.take(wanted).collect();
+        if volumes.is_empty() || volumes.len() < wanted {
+            return Ok(None);
+        }
+        for volume in &volumes {
+            let missing = DiskError::Missing { verb: DiskVerb::Link, file: FileId::Segment(wal) };
+            let linked =
+                self.on(*volume).map_or(Err(missing), |store| store.link(FileId::Segment(wal), FileId::Promoted(number)));
+            match linked {
+                Ok(()) => {}
+                Err(error @ DiskError::Closed { .. }) => return Err(error),
+                Err(error) => {
+                    // Not every file system can do it: that is no failure of the volume.
+                    tracing::warn!(%error, volume, "a WAL segment cannot stay as it is: it is sorted");
+                    self.unlink_wal(&volumes, number)?;
+                    return Ok(None);
+                }
+            }
+        }
+        self.beside = Some(volumes.clone());
+        Ok(Some(volumes))
+    }
+
+    /// Takes that name away again. What is left of it goes at the next start.
+    pub(super) fn unlink_wal(&mut self, volumes: &[u8], number: u32) -> Result<(), DiskError> {
+        self.beside = None;
+        for volume in volumes {
+            if let Some(Err(error @ DiskError::Closed { .. })) =
+                self.on(*volume).map(|store| store.remove(FileId::Promoted(number)))
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Volumes that hold what was sealed last.
@@ -183,7 +226,7 @@ impl ColdStore for Stores<'_> {
         let wanted = self.plan.copies(self.class);
         let mut failed = DiskError::Missing { verb: DiskVerb::Create, file };
         self.writing.clear();
-        for volume in self.plan.volumes.clone() {
+        for volume in self.beside.take().unwrap_or_else(|| self.plan.volumes.clone()) {
             if self.writing.len() == wanted {
                 break;
             }
@@ -215,6 +258,10 @@ impl ColdStore for Stores<'_> {
 
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
         self.on_all(from, |store| store.rename(from, to))
+    }
+
+    fn link(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        self.on_all(to, |store| store.link(from, to))
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {

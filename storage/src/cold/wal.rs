@@ -8,6 +8,8 @@ use crate::format::{BLOCK, Uuid};
 
 /// Read at once.
 const WINDOW: usize = 1 << 20;
+/// Read at once where only heads are wanted: a directory of 250 entries, or four frames without records.
+const HEAD_WINDOW: usize = 16 << 10;
 /// Unreadable blocks of one segment from which it is the disk that is broken, and not some of its sectors.
 const LOST_BLOCKS_MAX: u64 = 4096;
 
@@ -32,6 +34,16 @@ pub(crate) struct WalFrame {
     pub(crate) payload: Bytes,
 }
 
+/// A frame's header, and where the frame lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WalHead {
+    pub(crate) at: u64,
+    pub(crate) header: FrameHeader,
+}
+
+/// A frame's header and directory, or what is wrong with them.
+pub(crate) type HeadFound = Result<(WalHead, Vec<Entry>), &'static str>;
+
 /// Walks one segment.
 pub(crate) struct WalScan {
     segment: WalSegment,
@@ -48,13 +60,49 @@ pub(crate) struct WalScan {
     last: Option<(u64, u32)>,
     /// The copy of the WAL that is read.
     copy: usize,
+    /// Read at once.
+    ahead: usize,
+    /// Bytes read so far.
+    pub(crate) read_bytes: u64,
 }
 
 impl WalScan {
     pub(crate) fn new(segment: WalSegment, log_id: Uuid) -> WalScan {
         let at = BLOCK as u64;
         let window = Bytes::new();
-        WalScan { segment, log_id, at, window, window_at: 0, lost: false, damaged: 0, unreadable: 0, last: None, copy: 0 }
+        WalScan {
+            segment,
+            log_id,
+            at,
+            window,
+            window_at: 0,
+            lost: false,
+            damaged: 0,
+            unreadable: 0,
+            last: None,
+            copy: 0,
+            ahead: WINDOW,
+            read_bytes: 0,
+        }
+    }
+
+    /// Header and directory of the next frame of the first copy, or what is wrong with it; its payload is not read. `None` at the end.
+    pub(crate) fn next_head(&mut self, store: &mut dyn ColdStore) -> Result<Option<HeadFound>, DiskError> {
+        self.ahead = HEAD_WINDOW;
+        if self.at >= self.end() {
+            return Ok(None);
+        }
+        let (header, head) = match self.head(store)? {
+            Ok(found) => found,
+            Err(reason) => return Ok(Some(Err(reason))),
+        };
+        if !self.joins(&header) {
+            return Ok(Some(Err("it does not follow the frame before")));
+        }
+        let at = self.at;
+        self.at += header.frame_bytes() as u64;
+        self.last = Some((header.lsn, header.header_crc));
+        Ok(Some(header.directory(&head).map(|entries| (WalHead { at, header }, entries))))
     }
 
     /// The next good frame; `None` at the end. What is damaged is passed over and counted.
@@ -103,6 +151,16 @@ impl WalScan {
 
     /// The frame at `at`, or why there is none.
     fn frame(&mut self, store: &mut dyn ColdStore) -> Result<Result<WalFrame, &'static str>, DiskError> {
+        let header = match self.head(store)? {
+            Ok((header, _)) => header,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let Some(whole) = self.bytes(store, header.frame_bytes())? else { return Ok(Err("it cannot be read")) };
+        Ok(self.decode(header, &whole))
+    }
+
+    /// Its header, and the bytes of header and directory.
+    fn head(&mut self, store: &mut dyn ColdStore) -> Result<Result<(FrameHeader, Bytes), &'static str>, DiskError> {
         let Some(first) = self.bytes(store, BLOCK)? else { return Ok(Err("it cannot be read")) };
         let Some(length) = frame::peek_header_bytes(&first) else { return Ok(Err("there is no frame")) };
         if self.at + length as u64 > self.end() {
@@ -119,8 +177,7 @@ impl WalScan {
         if self.at + header.frame_bytes() as u64 > self.end() {
             return Ok(Err("it reaches beyond the segment"));
         }
-        let Some(whole) = self.bytes(store, header.frame_bytes())? else { return Ok(Err("it cannot be read")) };
-        Ok(self.decode(header, &whole))
+        Ok(Ok((header, head)))
     }
 
     /// A write that went astray leaves a good frame in a wrong place.
@@ -150,9 +207,10 @@ impl WalScan {
         }
         let left = (self.end() - self.at) as usize;
         let file = FileId::Segment(self.segment.file);
-        for length in [WINDOW.max(bytes).min(left), bytes.min(left)] {
+        for length in [self.ahead.max(bytes).min(left), bytes.min(left)] {
             match store.read_copy(self.copy, file, self.at, length) {
                 Ok(window) => {
+                    self.read_bytes += window.len() as u64;
                     (self.window, self.window_at) = (window, self.at);
                     return Ok((bytes <= length).then(|| self.window.slice(..bytes)));
                 }

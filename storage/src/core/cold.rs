@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::volumes::{MendWhy, Upkeep, volumes_to_clean};
 use super::{Engine, Life, Output};
-use crate::cold::job::{Compact, Done, Job, JobError};
+use crate::cold::Promotion;
+use crate::cold::job::{Compact, Done, Files, Job, JobError};
 use crate::cold::manifest::{
     FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, VolumeEntry, cold_key, parse_cold_key, parse_volume_key,
 };
@@ -29,6 +30,9 @@ pub(super) const RESERVED_KEY: u8 = 0;
 pub(crate) const SEGMENTS_PER_SORT: usize = 2;
 /// Wait before a job that failed is tried again.
 const JOB_RETRY: Duration = Duration::from_secs(1);
+
+/// Key and value of a promoted segment in the manifest, and what they take in memory beside.
+const MANIFEST_ENTRY_BYTES: usize = 128;
 
 /// What needs no news to become due: age, and space that somebody else took.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -52,7 +56,11 @@ pub(super) struct Cold {
     /// Up to where partitions are compacted that want another pass.
     clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
     /// Out of the manifest, or not needed on these volumes any more; their files go next.
-    pub(super) leaving: Vec<(u32, Vec<u8>)>,
+    pub(super) leaving: Vec<(u32, Files)>,
+    /// Promoted segments that are out of the manifest: their files may be WAL segments again, then they go.
+    reusable: VecDeque<(u32, Files)>,
+    /// Sequences of WAL segments whose files are promoted segments as well.
+    pub(super) linked: BTreeSet<u64>,
     /// Volumes on which there may be files that no manifest names.
     pub(super) to_clean: BTreeSet<u8>,
     pub(super) upkeep: Upkeep,
@@ -78,7 +86,7 @@ pub(super) enum Running {
         number: u32,
         why: Why,
     },
-    Remove(Vec<(u32, Vec<u8>)>),
+    Remove(Vec<(u32, Files)>),
     /// Copies of the WAL segment with this sequence are looked at.
     ScrubWal(u64),
     /// Its copies are looked at; when that went well these hold it.
@@ -108,7 +116,10 @@ struct Edit {
 
 impl Cold {
     /// From the metadata that recovery found.
-    pub(super) fn new(config: ColdConfig, meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Cold {
+    pub(super) fn new(config: ColdConfig, meta: &BTreeMap<Vec<u8>, Vec<u8>>, first_sequence: u64) -> Cold {
+        let places = named_segments(meta).expect("recovery has read them");
+        let promoted = places.iter().filter_map(|place| place.entry.promoted);
+        let linked = promoted.map(|wal| wal.sequence).filter(|sequence| *sequence >= first_sequence).collect();
         let flushed = meta.get(FLUSHED_KEY).and_then(|value| Flushed::decode(value).ok());
         let number = meta.get(NUMBER_KEY).and_then(|value| NextNumber::decode(value).ok());
         Cold {
@@ -122,6 +133,8 @@ impl Cold {
             apart: BTreeSet::new(),
             clean_to: BTreeMap::new(),
             leaving: Vec::new(),
+            reusable: VecDeque::new(),
+            linked,
             to_clean: BTreeSet::from([0]),
             upkeep: Upkeep::default(),
             retry_at: None,
@@ -270,6 +283,10 @@ impl<T> Engine<T> {
         for (_, entry) in segments {
             self.counters.sorted_to_bytes += entry.file_bytes;
             self.counters.sorted_batch_bytes += entry.batch_bytes;
+            if entry.promoted.is_some() {
+                self.counters.segments_promoted += 1;
+                self.counters.promoted_batch_bytes += entry.batch_bytes;
+            }
         }
         cold.change(meta);
     }
@@ -345,11 +362,14 @@ impl<T> Engine<T> {
                 if let Some(number) = parse_cold_key(key) {
                     let entry = ManifestEntry::decode(number, value).expect("encoded here");
                     let mut tables = self.view.tables_mut();
-                    let before = tables.cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
-                    let gone: Vec<u8> = before.into_iter().filter(|volume| !entry.holders().contains(volume)).collect();
-                    if !gone.is_empty() {
-                        cold.leaving.push((number, gone));
+                    let mut gone = tables.cold_place(number).map(|place| Files::new(&place.entry));
+                    if gone.is_none() {
+                        cold.linked.extend(entry.promoted.map(|wal| wal.sequence));
                     }
+                    if let Some(gone) = &mut gone {
+                        gone.volumes.retain(|volume| !entry.holders().contains(volume));
+                    }
+                    cold.leaving.extend(gone.filter(|gone| !gone.volumes.is_empty()).map(|gone| (number, gone)));
                     tables.add_cold(ColdPlace { number, entry });
                 } else if let Some(number) = parse_volume_key(key) {
                     let entry = VolumeEntry::decode(number, value).expect("encoded here");
@@ -359,15 +379,61 @@ impl<T> Engine<T> {
             MetaOp::Delete { key } => {
                 if let Some(number) = parse_cold_key(key) {
                     let mut tables = self.view.tables_mut();
-                    let holders = tables.cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
-                    cold.leaving.push((number, holders));
+                    let files = tables.cold_place(number).map(|place| Files::new(&place.entry));
                     tables.remove_cold(number);
                     // What was kept from being merged for its sake may be merged now.
                     cold.unsound.remove(&number);
                     cold.apart.retain(|(before, after)| *before != number && *after != number);
+                    match files {
+                        // More would only take up space.
+                        Some(files) if files.promoted && cold.reusable.len() < self.limits.spare_segments => {
+                            cold.reusable.push_back((number, files));
+                        }
+                        files => cold.leaving.extend(files.map(|files| (number, files))),
+                    }
                 }
             }
         }
+    }
+
+    /// The promoted segment whose file is the next to be a WAL segment again.
+    pub(super) fn next_reuse(&self, cold: &Cold) -> Option<usize> {
+        cold.reusable.iter().position(|(number, _)| !self.pin_holds_cold(*number))
+    }
+
+    pub(super) fn take_reuse(&mut self) -> Option<(u32, Files)> {
+        let at = self.next_reuse(self.cold.as_ref()?)?;
+        self.cold.as_mut()?.reusable.remove(at)
+    }
+
+    /// Whether it was of use or not, what is left of the segment goes.
+    pub(super) fn reuse_done(&mut self, reuse: Option<(u32, Files)>) {
+        if let (Some(cold), Some(reuse)) = (&mut self.cold, reuse) {
+            cold.leaving.push(reuse);
+            cold.look_at = Duration::ZERO;
+        }
+    }
+
+    /// Where space is short nothing is kept for later.
+    fn let_go_of_reusable(&mut self) {
+        if self.disk_is_full()
+            && let Some(cold) = &mut self.cold
+        {
+            cold.leaving.extend(cold.reusable.drain(..));
+        }
+    }
+
+    /// Which WAL segments may stay as they are. Not while the disk is full: they would be missing in the WAL. Nor when the manifest has grown so
+    /// long by them that there is no room for their like: merged segments take less of it.
+    fn promotion(&self) -> Option<Promotion> {
+        let cold = self.cold.as_ref()?;
+        let rules = cold.config.promote.clone()?;
+        let named = self.view.tables().cold.len();
+        if self.disk_is_full() || named * MANIFEST_ENTRY_BYTES > self.limits.meta_bytes_max / 4 {
+            return None;
+        }
+        let compacted = cold.policies.iter().filter(|(_, policy)| policy.compact).map(|(class, _)| *class).collect();
+        Some(Promotion { rules, segment_bytes: self.limits.segment_bytes, compacted })
     }
 
     /// Something has happened that may have made a job due.
@@ -387,10 +453,11 @@ impl<T> Engine<T> {
         if self.table_changes() {
             return;
         }
+        self.let_go_of_reusable();
         let Some(cold) = &mut self.cold else { return };
         let (running, job) = if let Some(volumes) = volumes_to_clean(cold, &self.view) {
             let tables = self.view.tables();
-            let named = tables.cold.iter().map(|place| (place.number, place.entry.holders().to_vec())).collect();
+            let named = tables.cold.iter().map(|place| (place.number, Files::new(&place.entry))).collect();
             (Running::Clean, Job::Clean { volumes, named })
         } else if let Some(files) = self.take_removable() {
             (Running::Remove(files.clone()), Job::Remove { files })
@@ -449,7 +516,8 @@ impl<T> Engine<T> {
             .collect();
         let to = segments.last()?.sequence;
         drop(tables);
-        Some((to, Job::Sort { segments, number: cold.number_next, haste, plan: self.write_plan() }))
+        let (number, promotion, plan) = (cold.number_next, self.promotion(), self.write_plan());
+        Some((to, Job::Sort { segments, number, haste, promotion, plan }))
     }
 
     fn is_short_of_segments(&self) -> bool {

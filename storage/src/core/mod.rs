@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cold::job::Job;
+use crate::cold::job::{Files, Job};
 use crate::config::{ClassPolicy, ColdConfig, LogConfig};
 use crate::disk::{BufPool, DiskCompletion, DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
@@ -206,6 +206,31 @@ pub struct Sealed {
     pub last_written_ms: u64,
 }
 
+/// A file that has left the WAL. A file of a younger life is not written again while an older one is there: a start with the superblock before
+/// this one finds lives without a hole.
+#[derive(Clone, Copy, Debug)]
+enum Departed {
+    /// It lives on as a promoted segment: its name in the WAL goes.
+    Promoted(u32),
+    Spare(u32),
+}
+
+#[derive(Debug, Default)]
+struct Departures {
+    files: VecDeque<Departed>,
+    /// The removal of a name that is with the disk.
+    discarding: Option<u64>,
+}
+
+/// A spare that is being made.
+#[derive(Debug)]
+struct Zeroing {
+    op: u64,
+    file: u32,
+    /// The cold segment whose file may become it.
+    reuse: Option<(u32, Files)>,
+}
+
 /// The segment that is being written.
 #[derive(Clone, Copy, Debug)]
 struct Active {
@@ -349,7 +374,9 @@ pub struct Engine<T> {
     leaving: VecDeque<Sealed>,
     spares: VecDeque<u32>,
     unfinished: Vec<u32>,
-    zeroing: Option<(u64, u32)>,
+    zeroing: Option<Zeroing>,
+    /// Files that have left the WAL behind one whose name has to go, in the order of their lives.
+    departed: Departures,
     zero_retry_at: Option<Duration>,
     /// Zero-fills that failed in a row, those on a full disk left out.
     spare_failures: u32,
@@ -383,7 +410,7 @@ impl<T> Engine<T> {
             let meta = view.meta();
             (meta.iter().map(|(key, value)| key.len() + value.len()).sum(), meta.len())
         };
-        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta()));
+        let cold = limits.cold.clone().map(|config| cold::Cold::new(config, &view.meta(), opening.superblock.first_sequence));
         for (number, entry) in named_volumes(&view.meta()).expect("recovery has read them") {
             view.volumes().known(number, &entry);
         }
@@ -424,6 +451,7 @@ impl<T> Engine<T> {
             spares: opening.spares,
             unfinished: opening.unfinished,
             zeroing: None,
+            departed: Departures::default(),
             zero_retry_at: None,
             spare_failures: 0,
             file_next: opening.next_file,
@@ -478,6 +506,7 @@ impl<T> Engine<T> {
             self.submit_edit();
             self.write_next(out);
             self.make_spare(out);
+            self.discard_next(out);
             self.review_pin();
             self.retain();
             self.next_job(out);
@@ -556,8 +585,20 @@ impl<T> Engine<T> {
                     self.fail(error.to_string(), out);
                 }
             }
-        } else if let Some((_, file)) = self.zeroing.take_if(|(op, _)| *op == id) {
+        } else if let Some(Zeroing { file, reuse, .. }) = self.zeroing.take_if(|zeroing| zeroing.op == id) {
+            match &reuse {
+                Some(_) => self.counters.segments_reused += 1,
+                None if result.is_ok() => self.counters.zero_filled_bytes += self.limits.segment_bytes,
+                None => {}
+            }
+            self.reuse_done(reuse);
             self.spare_made(file, result, out);
+        } else if self.departed.discarding.take_if(|op| *op == id).is_some() {
+            if let Err(error) = result {
+                // With two names it is never written to; the next start takes this one away.
+                tracing::warn!(%error, "the name of a promoted segment in the WAL could not be removed");
+            }
+            self.take_spares();
         } else {
             panic!("completion {id} belongs to no operation");
         }

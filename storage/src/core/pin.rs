@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Engine, Now};
+use crate::cold::job::Files;
 use crate::cold::manifest::VolumeEntry;
 use crate::cold::wal::WalSegment;
 use crate::format::superblock::{Peer, Superblock, VolumeState};
@@ -183,6 +184,10 @@ impl<T> Engine<T> {
         }
     }
 
+    pub(super) fn pin_holds_cold(&self, number: u32) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.cold.contains(&number))
+    }
+
     pub(super) fn pin_holds_oldest(&self) -> bool {
         let holds = |oldest: &super::Sealed| self.pin.as_ref().is_some_and(|pin| pin.holds_wal(oldest.sequence));
         self.sealed.front().is_some_and(holds)
@@ -194,8 +199,8 @@ impl<T> Engine<T> {
     }
 
     /// Takes the cold segments whose files may go out of those that are out of the manifest.
-    pub(super) fn take_removable(&mut self) -> Option<Vec<(u32, Vec<u8>)>> {
-        let held = |(number, _): &(u32, Vec<u8>)| self.pin.as_ref().is_some_and(|pin| pin.cold.contains(number));
+    pub(super) fn take_removable(&mut self) -> Option<Vec<(u32, Files)>> {
+        let held = |(number, _): &(u32, Files)| self.pin.as_ref().is_some_and(|pin| pin.cold.contains(number));
         let leaving = &mut self.cold.as_mut()?.leaving;
         let (stay, go): (Vec<_>, Vec<_>) = leaving.drain(..).partition(held);
         *leaving = stay;

@@ -61,9 +61,11 @@ impl<T> Engine<T> {
             // The first of a compacted class is what it was compacted to: it stays alone until the next time.
             let from = usize::from(policy.compact).min(segments.len());
             let merged_bytes = if policy.compact { u64::MAX } else { cold.config().merged_bytes };
-            if let Some(window) =
-                worth_merging(&segments[from..], fan_in, merged_bytes, policy.retention_ms, |window| cold.may_merge(window))
-            {
+            // A promoted one was spared the second write: only compaction, which takes all of a class, is worth it.
+            let may = |window: &[&Arc<ColdPlace>]| {
+                (policy.compact || window.iter().all(|place| place.entry.promoted.is_none())) && cold.may_merge(window)
+            };
+            if let Some(window) = worth_merging(&segments[from..], fan_in, merged_bytes, policy.retention_ms, may) {
                 return Some((window.iter().map(|place| ***place).collect(), None));
             }
         }
@@ -131,7 +133,7 @@ fn worth_merging<'a>(
         let from = window.iter().map(|place| place.entry.min_timestamp).min().unwrap_or(0);
         let to = window.iter().map(|place| place.entry.max_timestamp).max().unwrap_or(0);
         let short = retention_ms.is_none_or(|age| u64::try_from(to.saturating_sub(from)).unwrap_or(u64::MAX) <= (age / 8).max(1));
-        most < merged_bytes && most * 2 <= all && short && window.iter().all(|place| !place.entry.promoted) && may(window)
+        most < merged_bytes && most * 2 <= all && short && may(window)
     })
 }
 
@@ -142,7 +144,7 @@ mod tests {
 
     fn place(number: u32, megabytes: u64, newest_ms: i64) -> Arc<ColdPlace> {
         let entry = ManifestEntry {
-            promoted: false,
+            promoted: None,
             compacted: false,
             copies: 1,
             volumes: [0, 0],

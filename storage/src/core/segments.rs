@@ -3,7 +3,7 @@
 //! A segment leaves in two steps: the superblock says durably that it is no longer the first, and only then do starts rise, and
 //! only then may its file be written again. So a start offset that was shown never goes back, and needs no space to rise.
 
-use super::{Active, Engine, Output, Sealed};
+use super::{Active, Departed, Engine, Output, Sealed, Zeroing};
 use crate::disk::{DiskError, DiskOp, FileId};
 use crate::format::BLOCK;
 use crate::format::segment::SegmentHeader;
@@ -20,7 +20,7 @@ impl<T> Engine<T> {
         let short = self.disk_is_full() || self.wal_is_at_its_bound();
         let spare = if short && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
         let Some(file) = spare else {
-            if self.disk_is_full() && self.leaving.is_empty() {
+            if self.disk_is_full() && self.nothing_leaves() {
                 self.refuse_waiting(out);
             }
             return;
@@ -103,13 +103,16 @@ impl<T> Engine<T> {
 
     /// With a cold tier the WAL has a bound; beyond it appends wait for the sorter.
     pub(super) fn wal_is_at_its_bound(&self) -> bool {
-        let segments = self.sealed.len() + self.leaving.len() + self.spares.len() + usize::from(self.active.is_some());
+        let departed = self.departed.files.iter().filter(|file| matches!(file, Departed::Spare(_))).count();
+        let waiting = self.leaving.len() + departed + self.spares.len();
+        let segments = self.sealed.len() + waiting + usize::from(self.active.is_some());
         self.cold.as_ref().is_some_and(|cold| segments >= cold.wal_segments_max(self.limits.segment_bytes))
     }
 
     /// Keeps enough zero-filled files ready; one at a time.
     pub(super) fn make_spare(&mut self, out: &mut Output<T>) {
-        let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at);
+        let reuse_waits = self.cold.as_ref().is_some_and(|cold| self.next_reuse(cold).is_some());
+        let retry_later = self.zero_retry_at.is_some_and(|at| self.now.monotonic < at) && !reuse_waits;
         if self.spares.len() >= self.limits.spare_segments
             || self.zeroing.is_some()
             || retry_later
@@ -123,8 +126,24 @@ impl<T> Engine<T> {
             self.file_next - 1
         });
         let op = self.next_op();
-        self.zeroing = Some((op, file));
-        out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes }));
+        let reuse = self.take_reuse();
+        let from = reuse.as_ref().map(|(number, _)| FileId::Promoted(*number));
+        self.zeroing = Some(Zeroing { op, file, reuse });
+        out.ops.push((op, DiskOp::Zero { file: FileId::Segment(file), bytes: self.limits.segment_bytes, reuse: from }));
+    }
+
+    /// Takes the name in the WAL from a segment that is a promoted one; one at a time.
+    pub(super) fn discard_next(&mut self, out: &mut Output<T>) {
+        if self.departed.discarding.is_some() || !self.is_at_work() {
+            return;
+        }
+        let Some(Departed::Promoted(file)) = self.departed.files.pop_front_if(|file| matches!(file, Departed::Promoted(_)))
+        else {
+            return;
+        };
+        let op = self.next_op();
+        self.departed.discarding = Some(op);
+        out.ops.push((op, DiskOp::Discard { file: FileId::Segment(file) }));
     }
 
     /// A full disk is no failure of the log: what is stored stays stored, and retention needs no space. Nor is one zero-fill that
@@ -144,7 +163,7 @@ impl<T> Engine<T> {
                 self.unfinished.push(file);
                 self.zero_retry_at = Some(self.now.monotonic + super::SPARE_RETRY);
                 self.spare_failures = if error.is_full() { 0 } else { self.spare_failures + 1 };
-                let no_spare = self.spares.is_empty() && self.leaving.is_empty();
+                let no_spare = self.spares.is_empty() && self.nothing_leaves();
                 if no_spare && self.spare_failures >= super::SPARE_FAILURES_MAX {
                     self.fail(error.to_string(), out);
                 }
@@ -176,7 +195,7 @@ impl<T> Engine<T> {
 
     fn too_many_bytes(&self) -> bool {
         // When no spare can be made, the segment that is needed next counts too: it can only come from retention.
-        let next = self.spares.is_empty() && self.leaving.is_empty() && self.zero_retry_at.is_some();
+        let next = self.spares.is_empty() && self.nothing_leaves() && self.zero_retry_at.is_some();
         let segments = self.sealed.len() as u64 + u64::from(self.active.is_some()) + u64::from(next);
         self.limits.retention_bytes.is_some_and(|max| segments * self.limits.segment_bytes > max)
     }
@@ -200,8 +219,26 @@ impl<T> Engine<T> {
             let shown = tables.segments.pop_front().expect("shown since it was written");
             assert_eq!(u64::from(shown.sequence), gone.sequence, "segments leave in order");
             drop(tables);
-            self.counters.recycled += 1;
-            self.spares.push_back(gone.file);
+            // The file of a promoted one is a cold segment as well: never a spare.
+            let promoted = self.cold.as_mut().is_some_and(|cold| cold.linked.remove(&gone.sequence));
+            self.counters.recycled += u64::from(!promoted);
+            self.departed.files.push_back(if promoted { Departed::Promoted(gone.file) } else { Departed::Spare(gone.file) });
+        }
+        self.take_spares();
+    }
+
+    /// No file is on its way to become a spare.
+    fn nothing_leaves(&self) -> bool {
+        self.leaving.is_empty() && !self.departed.files.iter().any(|file| matches!(file, Departed::Spare(_)))
+    }
+
+    /// What has left the WAL is a spare when everything that left before it is out of the way.
+    pub(super) fn take_spares(&mut self) {
+        while self.departed.discarding.is_none()
+            && let Some(Departed::Spare(file)) = self.departed.files.front()
+        {
+            self.spares.push_back(*file);
+            self.departed.files.pop_front();
             self.zero_retry_at = None;
         }
     }

@@ -237,7 +237,7 @@ impl<T> Engine<T> {
     pub(super) fn write_plan(&self) -> WritePlan {
         let mut used: BTreeMap<u8, u64> = BTreeMap::new();
         for place in self.view.tables().cold.iter() {
-            place.entry.holders().iter().for_each(|volume| *used.entry(*volume).or_default() += place.entry.file_bytes);
+            place.entry.holders().iter().for_each(|volume| *used.entry(*volume).or_default() += place.entry.stored_bytes());
         }
         let volumes = self.view.volumes();
         if volumes.is_implicit() {
@@ -357,7 +357,7 @@ impl<T> Engine<T> {
             let plan = plan_for(place, &volumes, &takers, cold, patience, self.now.monotonic);
             let Some((from, to, after)) = plan else { continue };
             if !to.is_empty() {
-                owed = (owed.0 + 1, owed.1 + place.entry.file_bytes);
+                owed = (owed.0 + 1, owed.1 + place.entry.stored_bytes());
             }
             let may = first.is_none()
                 && !cold.upkeep.later.contains_key(&place.number)
@@ -389,7 +389,7 @@ impl<T> Engine<T> {
             return None;
         };
         let from = volumes.readable(place.entry.holders());
-        let bytes = place.entry.file_bytes * from.len() as u64;
+        let bytes = place.entry.stored_bytes() * from.len() as u64;
         cold.upkeep.scrubbed_to = place.number;
         cold.upkeep.scrub_at = now + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
         Some((**place, from, Vec::new(), place.entry.holders().to_vec(), MendWhy::Scrub))

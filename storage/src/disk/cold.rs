@@ -148,6 +148,15 @@ impl ColdStore for ColdFiles {
         self.dir.rename(from, to)
     }
 
+    fn link(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        self.go_on(DiskVerb::Link, from)?;
+        self.dir.prepare_cold()?;
+        // It may leave the WAL any time from now on.
+        self.reading.close(from);
+        self.reading.close(to);
+        self.dir.link(from, to)
+    }
+
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
         self.reading.close(file);
         self.dir.remove(file)

@@ -164,6 +164,23 @@ impl DataDir {
         self.sync_entry(from)
     }
 
+    /// Gives a file a second name, durably.
+    pub(super) fn link(&self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        self.remove(to)?;
+        rustix::fs::link(self.path(from), self.path(to)).map_err(|errno| DiskError::from_errno(DiskVerb::Link, from, errno))?;
+        self.sync_entry(to)
+    }
+
+    /// Names of a file; 0 where there is none.
+    pub(super) fn links(&self, file: FileId) -> Result<u64, DiskError> {
+        match rustix::fs::stat(self.path(file)) {
+            #[allow(clippy::unnecessary_cast, reason = "the field's width differs between architectures")]
+            Ok(stat) => Ok(stat.st_nlink as u64),
+            Err(Errno::NOENT) => Ok(0),
+            Err(errno) => Err(DiskError::from_errno(DiskVerb::Stat, file, errno)),
+        }
+    }
+
     pub(super) fn list_segments(&self) -> Result<Vec<u32>, DiskError> {
         let failed = |error: std::io::Error| DiskError::directory_io(DiskVerb::List, &error);
         let mut numbers = Vec::new();
@@ -332,6 +349,11 @@ impl Files {
         })?;
         write_all(&fd, DiskVerb::Write, file, at, &data[..bytes], Some(self.dir.sync))?;
         if created { self.dir.sync_entry(file) } else { Ok(()) }
+    }
+
+    /// Lets go of a file that nobody writes to any more.
+    pub(super) fn close(&mut self, file: FileId) {
+        self.open.close(file);
     }
 
     pub(super) fn remove(&mut self, file: FileId) -> Result<(), DiskError> {

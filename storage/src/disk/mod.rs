@@ -117,6 +117,14 @@ pub enum DiskOp {
         file: FileId,
         /// Its size from now on.
         bytes: u64,
+        /// A file that nobody needs any more: if it has this size and no other name it becomes the file by a rename, with whatever is
+        /// in it behind its first block, which saves the zeros.
+        reuse: Option<FileId>,
+    },
+    /// Takes a file's name away, durably. What is in it lives on if it has another one. Runs in the background.
+    Discard {
+        /// Which file.
+        file: FileId,
     },
 }
 
@@ -140,6 +148,7 @@ pub enum DiskVerb {
     Sync,
     ZeroFill,
     Rename,
+    Link,
     Remove,
     List,
     Stat,
@@ -157,6 +166,7 @@ impl fmt::Display for DiskVerb {
             Self::Sync => "syncing",
             Self::ZeroFill => "zero-filling",
             Self::Rename => "renaming",
+            Self::Link => "giving another name to",
             Self::Remove => "removing",
             Self::List => "listing",
             Self::Stat => "looking at",
@@ -310,6 +320,10 @@ pub trait Disk: Send {
 
     /// Size of a file, `None` where there is no such file.
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError>;
+
+    /// Names of a file, on the copy where it has most; 0 where there is no such file. One with two must not be written to: it is a
+    /// promoted segment as well.
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError>;
 
     /// Reads `bytes` bytes at `at` into the start of `buf`, which may become another buffer that is no smaller. Synchronous: for
     /// recovery only.
@@ -487,6 +501,9 @@ pub trait ColdStore {
 
     /// Gives a file another name, durably.
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError>;
+
+    /// Gives a file a second name, durably; what has that name now loses it.
+    fn link(&mut self, from: FileId, to: FileId) -> Result<(), DiskError>;
 
     /// Removes a file, durably. One that is not there counts as removed.
     fn remove(&mut self, file: FileId) -> Result<(), DiskError>;

@@ -107,7 +107,11 @@ impl Disk for PlainDisk {
                 assert_blocks(at, bytes, data.len());
                 self.files.get(file).and_then(|fd| self.start_write(Write { id, file, fd, at, data, bytes }))
             }
-            DiskOp::Zero { file, bytes } => self.zero.submit(id, file, bytes),
+            DiskOp::Zero { file, bytes, reuse } => self.zero.fill(id, file, bytes, reuse),
+            DiskOp::Discard { file } => {
+                self.files.close(file);
+                self.zero.discard(id, file)
+            }
         };
         if let Err(error) = result {
             self.mailbox.deliver(DiskCompletion { id, result: Err(error) });
@@ -144,6 +148,10 @@ impl Disk for PlainDisk {
 
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
         self.files.dir.size(file)
+    }
+
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError> {
+        self.files.dir.links(file)
     }
 
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {

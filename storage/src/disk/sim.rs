@@ -17,6 +17,7 @@
 //! - **Death and hanging** (of one disk of a pair): a dead disk answers everything with an error and never comes back; a hanging one
 //!   does not answer until it comes to.
 //! - **Power cut during recovery.** A synchronous write may be the last thing that happens.
+//! - **Names.** A file with two names is one file. Taking a name away, or a rename, that was under way at a power cut has happened or not.
 //! - **Cold files.** What has not been sealed is, after a power cut, missing, cut off, or there with torn sectors. A full disk refuses
 //!   the write; the power may go between any two operations of a job, and in the middle of a write.
 //!
@@ -57,11 +58,75 @@ pub struct Faults {
     pub garbage: f64,
 }
 
+/// Names, and what they lead to: two names may lead to the same.
+#[derive(Debug, Default)]
+struct Files {
+    names: BTreeMap<FileId, u64>,
+    content: BTreeMap<u64, Vec<u8>>,
+    next: u64,
+}
+
+impl Files {
+    fn get(&self, file: &FileId) -> Option<&Vec<u8>> {
+        self.content.get(self.names.get(file)?)
+    }
+
+    fn get_mut(&mut self, file: &FileId) -> Option<&mut Vec<u8>> {
+        self.content.get_mut(self.names.get(file)?)
+    }
+
+    fn contains_key(&self, file: &FileId) -> bool {
+        self.names.contains_key(file)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &FileId> {
+        self.names.keys()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&FileId, &Vec<u8>)> {
+        self.names.iter().map(|(name, inode)| (name, &self.content[inode]))
+    }
+
+    /// What every name of the file leads to is from now on this; a new file if there is none.
+    fn fill(&mut self, file: FileId, data: Vec<u8>) {
+        *self.or_empty(file) = data;
+    }
+
+    fn or_empty(&mut self, file: FileId) -> &mut Vec<u8> {
+        let inode = *self.names.entry(file).or_insert_with(|| {
+            self.next += 1;
+            self.next
+        });
+        self.content.entry(inode).or_default()
+    }
+
+    fn remove(&mut self, file: &FileId) {
+        if let Some(inode) = self.names.remove(file)
+            && !self.names.values().any(|other| *other == inode)
+        {
+            self.content.remove(&inode);
+        }
+    }
+
+    fn link(&mut self, from: FileId, to: FileId) -> bool {
+        self.remove(&to);
+        let Some(inode) = self.names.get(&from).copied() else { return false };
+        self.names.insert(to, inode);
+        true
+    }
+
+    fn links(&self, file: FileId) -> u64 {
+        let Some(inode) = self.names.get(&file) else { return 0 };
+        self.names.values().filter(|other| *other == inode).count() as u64
+    }
+}
+
 /// What is on the platters.
 #[derive(Debug, Default)]
 struct Store {
-    files: BTreeMap<FileId, Vec<u8>>,
-    unreadable: BTreeSet<(FileId, u64)>,
+    files: Files,
+    /// By what the file's name leads to.
+    unreadable: BTreeSet<(u64, u64)>,
     /// Cached writes of a lying disk: what was there before.
     cached: Vec<(FileId, u64, Vec<u8>)>,
     dead: bool,
@@ -182,7 +247,7 @@ impl SimDisk {
             let kept = self.rng.usize(0..=length) / SECTOR * SECTOR;
             let mut store = self.store();
             match choice {
-                0 => drop(store.files.remove(&file)),
+                0 => store.files.remove(&file),
                 1 => store.files.get_mut(&file).into_iter().for_each(|data| data.truncate(kept)),
                 _ => store.files.get_mut(&file).into_iter().for_each(|data| {
                     data.chunks_mut(SECTOR).step_by(3).for_each(|sector| sector.fill(0xa5));
@@ -221,15 +286,43 @@ impl SimDisk {
     fn settle(&mut self, op: DiskOp) {
         match op {
             DiskOp::Write { file, at, data, bytes } => self.tear(file, at, &data[..bytes]),
-            DiskOp::Zero { file, bytes } => {
+            DiskOp::Discard { file } if self.rng.bool() => self.store().files.remove(&file),
+            DiskOp::Discard { .. } => {}
+            DiskOp::Zero { file, bytes, reuse: Some(from) } if self.may_reuse(from, file, bytes) => {
+                if self.rng.bool() {
+                    self.rename(from, file);
+                }
+            }
+            DiskOp::Zero { file, bytes, .. } => {
+                self.unlink_shared(file);
                 let length = [0, self.rng.usize(0..=bytes as usize) / SECTOR * SECTOR, bytes as usize][self.rng.usize(0..3)];
                 if length > 0 {
                     let garbage = self.rng.bool();
                     let data =
                         (0..length / SECTOR).flat_map(|n| [if garbage && n % 3 == 0 { 0xa5 } else { 0 }; SECTOR]).collect();
-                    self.store().files.insert(file, data);
+                    self.store().files.fill(file, data);
                 }
             }
+        }
+    }
+
+    fn may_reuse(&self, from: FileId, to: FileId, bytes: u64) -> bool {
+        let store = self.store();
+        let fits = store.files.get(&from).is_some_and(|data| data.len() as u64 == bytes);
+        fits && store.files.links(from) == 1 && !store.files.contains_key(&to)
+    }
+
+    fn rename(&self, from: FileId, to: FileId) {
+        let mut store = self.store();
+        store.files.get_mut(&from).into_iter().for_each(|data| data[..BLOCK_BYTES].fill(0));
+        store.files.link(from, to);
+        store.files.remove(&from);
+    }
+
+    fn unlink_shared(&self, file: FileId) {
+        let mut store = self.store();
+        if store.files.links(file) > 1 {
+            store.files.remove(&file);
         }
     }
 
@@ -257,14 +350,15 @@ impl SimDisk {
 
     fn put(&self, file: FileId, at: u64, data: &[u8]) {
         let mut store = self.store();
-        let content = store.files.entry(file).or_default();
+        let content = store.files.or_empty(file);
         let end = at as usize + data.len();
         if content.len() < end {
             content.resize(end, 0);
         }
         content[at as usize..end].copy_from_slice(data);
+        let inode = store.files.names[&file];
         for sector in at / SECTOR as u64..(end as u64).div_ceil(SECTOR as u64) {
-            store.unreadable.remove(&(file, sector));
+            store.unreadable.remove(&(inode, sector));
         }
     }
 
@@ -272,7 +366,7 @@ impl SimDisk {
     fn somewhere(&mut self) -> Option<(FileId, usize)> {
         let may_rot = |file: &FileId, store: &Store| match file {
             FileId::Segment(_) => true,
-            FileId::Cold(_) => self.cold_rots && !store.unsealed.contains(file),
+            FileId::Cold(_) | FileId::Promoted(_) => self.cold_rots && !store.unsealed.contains(file),
             _ => false,
         };
         let used: Vec<(FileId, usize)> = {
@@ -306,7 +400,10 @@ impl SimDisk {
 
     fn lose_sector(&mut self) {
         if let Some((file, at)) = self.somewhere() {
-            self.store().unreadable.insert((file, (at / SECTOR) as u64));
+            let mut store = self.store();
+            let inode = store.files.names[&file];
+            store.unreadable.insert((inode, (at / SECTOR) as u64));
+            drop(store);
             self.damages += 1;
         }
     }
@@ -315,6 +412,11 @@ impl SimDisk {
         let Pending { id, op, fails, .. } = pending;
         let fails = fails || self.is_dead();
         let result = match op {
+            DiskOp::Discard { file } if fails => Err(DiskError::Io { verb: DiskVerb::Remove, file, errno: Errno::IO }),
+            DiskOp::Discard { file } => {
+                self.store().files.remove(&file);
+                Ok(())
+            }
             DiskOp::Zero { file, .. } if fails => Err(DiskError::Io { verb: DiskVerb::ZeroFill, file, errno: Errno::IO }),
             DiskOp::Write { file, at, data, bytes } if fails => {
                 self.tear(file, at, &data[..bytes]);
@@ -325,12 +427,17 @@ impl SimDisk {
                 self.write(file, at, &data[..bytes]);
                 Ok(())
             }
-            DiskOp::Zero { file, bytes } => {
+            DiskOp::Zero { file, bytes, reuse: Some(from) } if self.may_reuse(from, file, bytes) => {
+                self.rename(from, file);
+                Ok(())
+            }
+            DiskOp::Zero { file, bytes, .. } => {
+                self.unlink_shared(file);
                 let segments = self.store().files.keys().filter(|file| matches!(file, FileId::Segment(_))).count();
                 if segments >= self.files_max && !self.store().files.contains_key(&file) {
                     Err(DiskError::Full { verb: DiskVerb::ZeroFill, file })
                 } else {
-                    self.store().files.insert(file, vec![0; bytes as usize]);
+                    self.store().files.fill(file, vec![0; bytes as usize]);
                     Ok(())
                 }
             }
@@ -339,11 +446,15 @@ impl SimDisk {
     }
 
     fn write(&mut self, file: FileId, at: u64, data: &[u8]) {
+        if matches!(file, FileId::Segment(_)) && !self.store().files.contains_key(&file) {
+            // Its name was taken away meanwhile.
+            return;
+        }
         let (mut file, mut at) = (file, at);
         if self.chance(self.faults.misdirect)
             && let Some((other, place)) = self.somewhere()
         {
-            let room = self.store().files[&other].len();
+            let room = self.store().files.get(&other).map_or(0, Vec::len);
             let place = place / BLOCK_BYTES * BLOCK_BYTES;
             if place + data.len() <= room {
                 (file, at) = (other, place as u64);
@@ -372,7 +483,7 @@ impl Disk for SimDisk {
         }
         let fails = self.chance(match op {
             DiskOp::Write { .. } => self.faults.write_error,
-            DiskOp::Zero { .. } => self.faults.zero_error,
+            DiskOp::Zero { .. } | DiskOp::Discard { .. } => self.faults.zero_error,
         });
         self.pending.push(Pending { id, due: self.now + takes, op, fails });
     }
@@ -432,7 +543,22 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError> {
+        self.check_alive(DiskVerb::Stat, file)?;
+        Ok(self.store().files.links(file))
+    }
+
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
+        match &mut self.writes_until_cut {
+            Some(0) => {
+                if self.rng.bool() {
+                    self.store().files.remove(&file);
+                }
+                return Err(DiskError::Closed { verb: DiskVerb::Remove, file });
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         self.store().files.remove(&file);
         Ok(())
     }
@@ -449,7 +575,8 @@ fn read_store(store: &Store, file: FileId, at: u64, bytes: usize) -> Result<Vec<
         return Err(DiskError::Short { verb: DiskVerb::Read, file, at, wanted: bytes as u64, done });
     }
     let sectors = at / SECTOR as u64..(end as u64).div_ceil(SECTOR as u64);
-    if store.unreadable.range((file, sectors.start)..(file, sectors.end)).next().is_some() {
+    let inode = store.files.names[&file];
+    if store.unreadable.range((inode, sectors.start)..(inode, sectors.end)).next().is_some() {
         return Err(DiskError::Io { verb: DiskVerb::Read, file, errno: Errno::IO });
     }
     Ok(data[from..end].to_vec())
@@ -496,8 +623,8 @@ impl ColdStore for SimCold {
     fn create(&mut self, file: FileId) -> Result<(), DiskError> {
         self.power(DiskVerb::Create, file)?;
         let mut store = self.store();
-        store.unreadable.retain(|(other, _)| *other != file);
-        store.files.insert(file, Vec::new());
+        store.files.remove(&file);
+        store.files.fill(file, Vec::new());
         store.unsealed.insert(file);
         Ok(())
     }
@@ -541,8 +668,11 @@ impl ColdStore for SimCold {
         assert!(matches!(file, FileId::Segment(_)), "cold files are never changed");
         let wanted = if powered.is_ok() { data.len() } else { cut };
         let sectors = at / SECTOR as u64..(at + wanted as u64) / SECTOR as u64;
-        store.unreadable.retain(|(other, sector)| *other != file || !sectors.contains(sector));
-        let content = store.files.get_mut(&file).ok_or(DiskError::Missing { verb: DiskVerb::Write, file })?;
+        let Some(inode) = store.files.names.get(&file).copied() else {
+            return Err(DiskError::Missing { verb: DiskVerb::Write, file });
+        };
+        store.unreadable.retain(|(other, sector)| *other != inode || !sectors.contains(sector));
+        let content = store.files.get_mut(&file).expect("it has a name");
         let at = at as usize;
         content[at..at + wanted].copy_from_slice(&data[..wanted]);
         powered
@@ -551,13 +681,23 @@ impl ColdStore for SimCold {
     fn rename(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
         self.power(DiskVerb::Rename, from)?;
         let mut store = self.store();
-        let data = store.files.remove(&from).ok_or(DiskError::Missing { verb: DiskVerb::Rename, file: from })?;
-        store.files.insert(to, data);
-        // The sectors are those of the new file now.
-        store.unreadable.retain(|(other, _)| *other != to);
-        let moved = std::mem::take(&mut store.unreadable);
-        store.unreadable = moved.into_iter().map(|(file, sector)| (if file == from { to } else { file }, sector)).collect();
+        if !store.files.link(from, to) {
+            return Err(DiskError::Missing { verb: DiskVerb::Rename, file: from });
+        }
+        store.files.remove(&from);
         Ok(())
+    }
+
+    fn link(&mut self, from: FileId, to: FileId) -> Result<(), DiskError> {
+        let powered = self.power(DiskVerb::Link, from);
+        // The power may go when it is done, and nobody has been told.
+        if powered.is_err() && self.rng.bool() {
+            return powered;
+        }
+        if !self.store().files.link(from, to) {
+            return Err(DiskError::Missing { verb: DiskVerb::Link, file: from });
+        }
+        powered
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
@@ -565,7 +705,6 @@ impl ColdStore for SimCold {
         let mut store = self.store();
         store.files.remove(&file);
         store.unsealed.remove(&file);
-        store.unreadable.retain(|(other, _)| *other != file);
         Ok(())
     }
 

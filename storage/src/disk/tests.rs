@@ -72,7 +72,7 @@ fn write(disk: &mut dyn Disk, at: u64, data: &Arc<AlignedBuf>) -> Result<(), Dis
 }
 
 fn zero(disk: &mut dyn Disk, file: FileId, bytes: u64) -> Result<(), DiskError> {
-    do_one(disk, DiskOp::Zero { file, bytes })
+    do_one(disk, DiskOp::Zero { file, bytes, reuse: None })
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn zero_fill_sets_size_and_content_of_new_and_old_files() {
 fn a_disk_dropped_while_zero_filling_leaves_a_file_of_full_size_or_none() {
     let dir = directory();
     for (name, mut disk) in backends(dir.path()) {
-        disk.submit(1, DiskOp::Zero { file: SEGMENT, bytes: 64 << 20 });
+        disk.submit(1, DiskOp::Zero { file: SEGMENT, bytes: 64 << 20, reuse: None });
         drop(disk);
         let size = DataDir::new(dir.path(), false, DsyncMode::RwfDsync).size(SEGMENT).unwrap();
         assert!(matches!(size, None | Some(0 | 67_108_864)), "{name}: {size:?}");

@@ -337,8 +337,14 @@ impl Disk for UringDisk {
     fn submit(&mut self, id: u64, op: DiskOp) {
         match op {
             DiskOp::Write { file, at, data, bytes } => self.start_write(id, file, at, data, bytes),
-            DiskOp::Zero { file, bytes } => {
-                if let Err(error) = self.zero.submit(id, file, bytes) {
+            DiskOp::Zero { file, bytes, reuse } => {
+                if let Err(error) = self.zero.fill(id, file, bytes, reuse) {
+                    self.refuse(id, error);
+                }
+            }
+            DiskOp::Discard { file } => {
+                self.files.close(file);
+                if let Err(error) = self.zero.discard(id, file) {
                     self.refuse(id, error);
                 }
             }
@@ -377,6 +383,10 @@ impl Disk for UringDisk {
 
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
         self.files.dir.size(file)
+    }
+
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError> {
+        self.files.dir.links(file)
     }
 
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {

@@ -85,7 +85,7 @@ impl Reader for VolumeReader {
 
     /// One on a healthy disk; where both are, each has its share.
     fn first_copy(&self, file: FileId) -> usize {
-        let FileId::Cold(number) = file else { return 0 };
+        let (FileId::Cold(number) | FileId::Promoted(number)) = file else { return 0 };
         let holders = self.view.tables().cold_place(number).map_or(Vec::new(), |place| place.entry.holders().to_vec());
         let [_, _] = holders[..] else { return 0 };
         let volumes = self.view.volumes();

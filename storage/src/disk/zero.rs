@@ -22,7 +22,12 @@ const PIECE_BYTES: usize = 256 << 10;
 struct Job {
     id: u64,
     file: FileId,
-    bytes: u64,
+    work: Work,
+}
+
+enum Work {
+    Fill { bytes: u64, reuse: Option<FileId> },
+    Discard,
 }
 
 /// The thread that zero-fills. Dropping it stops it after the current piece.
@@ -46,11 +51,20 @@ impl ZeroFiller {
     }
 
     /// Queues a job. The caller's bound on operations in flight is the queue's length, so this never blocks.
-    pub(super) fn submit(&self, id: u64, file: FileId, bytes: u64) -> Result<(), DiskError> {
+    pub(super) fn fill(&self, id: u64, file: FileId, bytes: u64, reuse: Option<FileId>) -> Result<(), DiskError> {
         assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES as u64), "files are whole blocks");
-        let closed = DiskError::Closed { verb: DiskVerb::ZeroFill, file };
+        self.submit(Job { id, file, work: Work::Fill { bytes, reuse } })
+    }
+
+    /// Queues the removal of a file's name; in the order of the jobs.
+    pub(super) fn discard(&self, id: u64, file: FileId) -> Result<(), DiskError> {
+        self.submit(Job { id, file, work: Work::Discard })
+    }
+
+    fn submit(&self, job: Job) -> Result<(), DiskError> {
+        let closed = DiskError::Closed { verb: DiskVerb::ZeroFill, file: job.file };
         let jobs = self.jobs.as_ref().ok_or(closed)?;
-        jobs.try_send(Job { id, file, bytes }).map_err(|_| closed)
+        jobs.try_send(job).map_err(|_| closed)
     }
 }
 
@@ -73,13 +87,43 @@ struct Filler {
 
 impl Filler {
     fn run(&self, queue: &Receiver<Job>, deliver: impl Fn(DiskCompletion)) {
-        while let Ok(Job { id, file, bytes }) = queue.recv() {
-            let result = self.fill(file, bytes);
+        while let Ok(Job { id, file, work }) = queue.recv() {
+            let result = match work {
+                Work::Fill { bytes, reuse: Some(reuse) } if self.reuse(reuse, file, bytes) => Ok(()),
+                Work::Fill { bytes, .. } => self.fill(file, bytes),
+                Work::Discard => self.dir.remove(file),
+            };
             deliver(DiskCompletion { id, result });
         }
     }
 
+    /// A file that is out of use takes this name, if nobody else has it.
+    fn reuse(&self, from: FileId, to: FileId, bytes: u64) -> bool {
+        let fits = matches!(self.dir.size(from), Ok(Some(size)) if size == bytes)
+            && matches!(self.dir.links(from), Ok(1))
+            && matches!(self.dir.size(to), Ok(None));
+        // Without the header of its last life it is no segment to anybody, whatever a start believes to be the first.
+        let blank = || {
+            let (fd, _) = self.dir.open_bulk(from)?;
+            write_all(&fd, DiskVerb::ZeroFill, from, 0, &self.zeros[..BLOCK_BYTES], None)?;
+            rustix::fs::fsync(&fd).map_err(|errno| DiskError::from_errno(DiskVerb::Sync, from, errno))
+        };
+        fits && match blank().and_then(|()| self.dir.rename(from, to)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "a file that is out of use could not be used again; another one is made");
+                // Renamed or not, what has the name now is made anew.
+                let _ = self.dir.remove(to);
+                false
+            }
+        }
+    }
+
     fn fill(&self, file: FileId, bytes: u64) -> Result<(), DiskError> {
+        if self.dir.links(file)? > 1 {
+            // A promoted segment: only its name here goes.
+            self.dir.remove(file)?;
+        }
         let (fd, created) = self.dir.open_bulk(file)?;
         if created && !self.dir.has_room_for(bytes) {
             let _ = self.dir.remove(file);

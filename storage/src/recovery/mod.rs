@@ -77,6 +77,7 @@ pub fn recover(
     let (replayed, producers, sequences_lost) = replay.finish(config, sealed.iter().map(|(_, place)| *place), &mut report)?;
 
     let snapshot_sequence = state.map_or(0, |at| volume.segments[at].header.sequence);
+    forget_shared(disk, &mut volume)?;
     open_epoch(disk, &mut volume, last_lsn)?;
     (report.node_id, report.volume_id) = (volume.superblock.node_id, volume.superblock.volume_id);
     report.epoch = volume.superblock.epoch;
@@ -98,6 +99,21 @@ pub fn recover(
         view: Arc::new(replayed),
     };
     Ok((limits, opening, report))
+}
+
+/// A file that has another name is a promoted segment, whether or not the manifest says so yet: it is nothing to write to. Only its name in
+/// the WAL goes.
+fn forget_shared(disk: &mut dyn Disk, volume: &mut Volume) -> Result<(), OpenError> {
+    for files in [&mut volume.spares, &mut volume.unfinished] {
+        for file in std::mem::take(files) {
+            if disk.links(FileId::Segment(file))? > 1 {
+                disk.remove(FileId::Segment(file))?;
+            } else {
+                files.push(file);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Both slots get the new epoch, so that no damage to one of them takes the log back to an older one.

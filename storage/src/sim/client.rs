@@ -33,12 +33,24 @@ struct Lane {
     cursor: usize,
 }
 
+/// Stretches in which nothing comes but large records of one or two partitions: enough to fill whole segments.
+struct Fat {
+    rng: Rng,
+    /// Appends of this stretch.
+    left: u32,
+    partitions: Vec<PartitionId>,
+    /// Whether its values shrink.
+    noise: bool,
+}
+
 pub(super) struct Client {
     rng: Rng,
     lanes: Vec<Lane>,
     partition_next: u32,
     /// What a wide history draws from.
     wide: Option<Rng>,
+    /// What a history with fat records draws from.
+    fat: Option<Fat>,
     /// Records with keys carry it.
     pub(super) wall_ms: u64,
 }
@@ -51,12 +63,50 @@ impl Client {
             batches: Vec::new(),
             cursor: 0,
         };
-        Client { rng: Rng::with_seed(seed), lanes: (0..LANES).map(lane).collect(), partition_next: FIXED, wide: None, wall_ms: 0 }
+        Client {
+            rng: Rng::with_seed(seed),
+            lanes: (0..LANES).map(lane).collect(),
+            partition_next: FIXED,
+            wide: None,
+            fat: None,
+            wall_ms: 0,
+        }
     }
 
     /// From now on there are records with keys.
     pub(super) fn widen(&mut self, seed: u64) {
         self.wide = Some(Rng::with_seed(seed));
+    }
+
+    /// From now on there are fat stretches.
+    pub(super) fn fatten(&mut self, seed: u64) {
+        self.fat = Some(Fat { rng: Rng::with_seed(seed), left: 0, partitions: Vec::new(), noise: true });
+    }
+
+    /// Nothing comes but large records of one partition.
+    #[cfg(test)]
+    pub(super) fn only_fat(&mut self, seed: u64) {
+        self.fat = Some(Fat { rng: Rng::with_seed(seed), left: u32::MAX, partitions: vec![PartitionId(1)], noise: true });
+    }
+
+    fn fat_append(&mut self, model: &mut Model) -> Option<(Append, usize)> {
+        let fat = self.fat.as_mut()?;
+        if fat.left == 0 {
+            if fat.rng.u32(0..12) > 0 {
+                return None;
+            }
+            fat.left = fat.rng.u32(20..90);
+            let first = fat.rng.u32(0..KEYED[0].0);
+            let second = (first + fat.rng.u32(1..KEYED[0].0)) % KEYED[0].0;
+            fat.partitions = [first, second][..fat.rng.usize(1..3)].iter().map(|id| PartitionId(*id)).collect();
+            fat.noise = fat.rng.u32(0..4) > 0;
+        }
+        fat.left -= 1;
+        let attempt = model.attempts.len();
+        let entries = (0..).zip(&fat.partitions).map(|(n, id)| fat_entry(&mut fat.rng, fat.noise, (attempt, n), *id)).collect();
+        let append = Append { entries, ..Append::default() };
+        model.attempted(append.clone(), None);
+        Some((append, attempt))
     }
 
     /// What only wide histories do.
@@ -82,6 +132,9 @@ impl Client {
         if let Some(closed) = (0..FIXED).map(PartitionId).find(|id| !model.believes_open(*id)) {
             let ops = vec![PartitionOp::Open(closed)];
             return self.plain(model, &[closed], ops);
+        }
+        if let Some(append) = self.fat_append(model) {
+            return append;
         }
         if let Some(append) = self.wide_append(model) {
             return append;
@@ -272,4 +325,22 @@ fn keyed_entry(rng: &mut Rng, wall_ms: u64, (attempt, n): (usize, usize), partit
     }
     let batches = Bytes::from(builder.finish().expect("small batches fit"));
     AppendEntry { partition, batches, record_count: records, max_timestamp: timestamp }
+}
+
+/// Some thousand bytes.
+fn fat_entry(rng: &mut Rng, noise: bool, (attempt, n): (usize, u32), partition: PartitionId) -> AppendEntry {
+    let mut builder = BatchBuilder::new(Codec::None);
+    let records = rng.u32(1..4);
+    for record in 0..records {
+        let mut value = vec![b'x'; rng.usize(500..4_000)];
+        if noise {
+            rng.fill(&mut value);
+        }
+        value[..8].copy_from_slice(&(attempt as u64).to_le_bytes());
+        value[8..12].copy_from_slice(&n.to_le_bytes());
+        value[12..16].copy_from_slice(&record.to_le_bytes());
+        builder.push(attempt as i64, None, Some(&value), &[]);
+    }
+    let batches = Bytes::from(builder.finish().expect("small batches fit"));
+    AppendEntry { partition, batches, record_count: records, max_timestamp: attempt as i64 }
 }

@@ -13,6 +13,9 @@
 //! search by timestamp, raise starts, and in runs with damage let cold files rot; those with two disks have a cold tier (`tier.rs`).
 //! They draw from a generator of their own, so the narrow ones stay what they were.
 //!
+//! One history of two with a cold tier has stretches of large records of one or two partitions, and promotes the WAL segments that they
+//! fill; it draws from a generator of its own as well. With some of these, what they hold shrinks, and they are sorted.
+//!
 //! One wide history of two also makes backups, which must hold what was acknowledged when they began (`backup.rs`).
 //!
 //! Runs with damage (rot, unreadable sectors, misdirected writes) may lose records, but only within gaps that the log names, or at
@@ -30,7 +33,7 @@ use std::time::Duration;
 
 use crate::cold::job::{Job, JobError, Workshop};
 use crate::cold::stores::{StoreMap, Stores};
-use crate::config::{ClassPolicy, ColdConfig, LogConfig};
+use crate::config::{ClassPolicy, ColdConfig, LogConfig, PromoteConfig};
 use crate::core::{Engine, Now, Output};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{ColdStore, Disk, DiskError};
@@ -96,6 +99,8 @@ pub struct Tally {
     pub resent: u64,
     /// Cold segments made.
     pub sorted: u64,
+    /// Of the cold segments made: WAL segments as they are.
+    pub promoted: u64,
     /// Cold segments that left by retention or for space.
     pub expired: u64,
     /// Bytes of cold segments that were merged.
@@ -164,6 +169,7 @@ impl Tally {
         self.full += other.full;
         self.resent += other.resent;
         self.sorted += other.sorted;
+        self.promoted += other.promoted;
         self.expired += other.expired;
         self.merged += other.merged;
         self.compacted += other.compacted;
@@ -217,33 +223,54 @@ const SEGMENT_BYTES: u64 = 128 << 10;
 const COMPACTED: ClassId = ClassId(3);
 /// Sets the generator of wide histories apart.
 const WIDE: u64 = 0x7769_6465;
+/// And that of histories with fat stretches.
+const FAT: u64 = 0x6661_7400;
 /// And that of histories with backups.
 const BACKUPS: u64 = 0x6261_636b;
 
 /// Runs one seed.
 pub fn run(seed: u64, mode: Mode) -> Result<Tally, Violation> {
-    run_with(seed, mode, is_wide(seed), is_wide(seed) && seed.is_multiple_of(2))
+    let with = With { wide: is_wide(seed), backups: is_wide(seed) && seed.is_multiple_of(2), fat: is_fat(seed) };
+    run_with(seed, mode, with)
+}
+
+/// What a history has beside the narrow ones.
+#[derive(Clone, Copy)]
+struct With {
+    wide: bool,
+    backups: bool,
+    fat: bool,
+}
+
+fn is_fat(seed: u64) -> bool {
+    (seed / 3) % 2 == 1
 }
 
 fn is_wide(seed: u64) -> bool {
     !seed.is_multiple_of(3)
 }
 
-/// Without backups, as seeds were run before there were any.
+/// Without backups and fat stretches, as seeds were run before there were any.
 #[cfg(test)]
 fn run_as(seed: u64, mode: Mode, wide: bool) -> Result<Tally, Violation> {
-    run_with(seed, mode, wide, false)
+    run_with(seed, mode, With { wide, backups: false, fat: false })
 }
 
-fn run_with(seed: u64, mode: Mode, wide: bool, backups: bool) -> Result<Tally, Violation> {
+fn run_with(seed: u64, mode: Mode, with: With) -> Result<Tally, Violation> {
     let (result, mut tally) = match mode {
         Mode::Mirror | Mode::MirrorRot | Mode::MirrorStale | Mode::MirrorLying => {
-            let mut world = pair::PairWorld::new(seed, mode, wide);
+            let mut world = pair::PairWorld::new(seed, mode, with.wide);
+            if with.fat {
+                world.fatten(seed);
+            }
             (world.history(), world.tally)
         }
         _ => {
-            let mut world = World::new(seed, mode, wide);
-            world.backups = backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
+            let mut world = World::new(seed, mode, with.wide);
+            if with.fat {
+                world.fatten(seed);
+            }
+            world.backups = with.backups.then(|| fastrand::Rng::with_seed(seed ^ BACKUPS));
             (world.history(), world.tally)
         }
     };
@@ -277,9 +304,21 @@ struct World {
     backing_up: bool,
     /// From this power cut on the log has a table of volumes.
     volumes_from: u64,
-    /// Looks at the disk as each power cut leaves it.
+    /// What tests do to it.
     #[cfg(test)]
+    probe: Probe,
+}
+
+/// What tests do to a world, and see of it.
+#[cfg(test)]
+#[derive(Default)]
+struct Probe {
+    /// Looks at the disk as each power cut leaves it.
     after_crash: Option<fn(&SimDisk)>,
+    /// Where the power goes in the next job that may be cut.
+    cut_next: Option<u32>,
+    /// Whether a file that was to be used again could be.
+    reused: Option<bool>,
 }
 
 /// One opened log.
@@ -314,6 +353,7 @@ impl World {
                 merge_fan_in: rng.usize(2..5),
                 merged_bytes: rng.u64(50..1000) << 10,
                 scrub_bytes_per_s: None,
+                promote: None,
                 ..ColdConfig::default()
             }),
             ..LogConfig::new("simulated")
@@ -353,12 +393,21 @@ impl World {
             backing_up: false,
             volumes_from: u64::MAX,
             #[cfg(test)]
-            after_crash: None,
+            probe: Probe::default(),
         };
         if wide {
             world.widen(fastrand::Rng::with_seed(seed ^ WIDE));
         }
         world
+    }
+
+    /// Adds stretches whose segments are promoted.
+    fn fatten(&mut self, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed ^ FAT);
+        if let Some(cold) = &mut self.config.cold {
+            cold.promote = Some(fat_rules(&mut rng));
+            self.client.fatten(rng.u64(..));
+        }
     }
 
     /// Adds what narrow histories do without.
@@ -370,6 +419,7 @@ impl World {
             wal_bytes_max: 6 * SEGMENT_BYTES,
             merge_fan_in: 3,
             scrub_bytes_per_s: None,
+            promote: None,
             ..ColdConfig::default()
         });
         cold.merged_bytes = rng.u64(4..60) << 10;
@@ -422,6 +472,7 @@ impl World {
             }
             {
                 let stats = life.engine.view().stats_mut();
+                self.tally.promoted += stats.segments_promoted;
                 self.tally.recycled += stats.recycled;
                 self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
                 self.tally.merged += stats.merged_from_bytes;
@@ -442,7 +493,7 @@ impl World {
         let fingerprint = self.disk.fingerprint();
         self.tally.note(u64::from(fingerprint));
         #[cfg(test)]
-        if let Some(after_crash) = self.after_crash {
+        if let Some(after_crash) = self.probe.after_crash {
             after_crash(&self.disk);
         }
     }
@@ -525,6 +576,8 @@ impl World {
     fn work(&mut self, life: &mut Life, may_cut: bool) -> Result<(), String> {
         let Some(job) = self.job.take() else { return Ok(()) };
         let cut = (may_cut && self.rng.u32(0..6) == 0).then(|| self.rng.u32(0..12));
+        #[cfg(test)]
+        let cut = self.probe.cut_next.take().filter(|_| may_cut).or(cut);
         let view = Arc::clone(life.engine.view());
         let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
         let mut store = Stores::new(&mut stores, &view, vec![0]);
@@ -598,6 +651,10 @@ impl World {
     fn deliver(&mut self, out: Output<usize>) -> Result<(), String> {
         for (id, op) in out.ops {
             self.tally.note(id);
+            #[cfg(test)]
+            if let crate::disk::DiskOp::Zero { reuse: Some(from), .. } = op {
+                self.probe.reused = Some(self.disk.links(from) == Ok(1));
+            }
             self.disk.submit(id, op);
         }
         for job in out.jobs {
@@ -624,6 +681,16 @@ fn random_policies(rng: &mut fastrand::Rng) -> Vec<(ClassId, ClassPolicy)> {
         ..ClassPolicy::default()
     };
     (0..3).map(|class| (ClassId(class), policy(rng))).collect()
+}
+
+/// What is fat among segments of 128 KiB.
+fn fat_rules(rng: &mut fastrand::Rng) -> PromoteConfig {
+    PromoteConfig {
+        run_bytes: rng.u64(256..4096),
+        read_factor: rng.u64(2..20),
+        saving_percent: if rng.bool() { 10 } else { 100 },
+        waste_percent: rng.u64(50..90),
+    }
 }
 
 fn outcome_hash(outcome: &Outcome) -> u64 {

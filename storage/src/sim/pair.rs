@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::model::Model;
 use super::tier::{THIRD, Tier, TierLife};
-use super::{CRASHES_PER_SEED, Mode, SEGMENT_BYTES, Tally, outcome_hash};
+use super::{CRASHES_PER_SEED, FAT, Mode, SEGMENT_BYTES, Tally, fat_rules, outcome_hash};
 use crate::config::LogConfig;
 use crate::core::{Engine, Now, Output};
 use crate::disk::mirror::{CopyState, Member, MirrorControl, MirrorDisk, MirrorOptions, MirrorReader, prepare_target};
@@ -57,6 +57,9 @@ impl Disk for Shared {
     }
     fn size(&mut self, file: FileId) -> Result<Option<u64>, DiskError> {
         self.get().size(file)
+    }
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError> {
+        self.get().links(file)
     }
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {
         self.get().read(file, at, buf, bytes)
@@ -170,6 +173,15 @@ impl PairWorld {
         self.tier = Some(tier);
     }
 
+    /// Adds stretches whose segments are promoted.
+    pub(super) fn fatten(&mut self, seed: u64) {
+        let mut rng = fastrand::Rng::with_seed(seed ^ FAT);
+        if let Some(cold) = &mut self.config.cold {
+            cold.promote = Some(fat_rules(&mut rng));
+            self.client.fatten(rng.u64(..));
+        }
+    }
+
     pub(super) fn history(&mut self) -> Result<(), String> {
         while self.tally.crashes < CRASHES_PER_SEED {
             self.renew_third();
@@ -207,6 +219,7 @@ impl PairWorld {
             self.look_at_volumes(&life);
             {
                 let stats = life.engine.view().stats_mut();
+                self.tally.promoted += stats.segments_promoted;
                 self.tally.merged += stats.merged_from_bytes;
                 self.tally.expired += stats.segments_expired;
                 self.tally.rescued += life.engine.view().reads.rescued.load(Ordering::Relaxed);

@@ -2,8 +2,14 @@
 
 use std::num::NonZeroUsize;
 
-use super::{Mode, SimDisk, Tally, World, is_wide, run, run_as};
+use std::time::Duration;
+
+use super::{Life, Mode, SEGMENT_BYTES, SimDisk, Tally, World, is_wide, run, run_as};
 use crate::check::{CheckError, CheckOptions, Finding, Severity, check};
+use crate::cold::job::Job;
+use crate::config::{ColdConfig, PromoteConfig};
+use crate::core::Output;
+use crate::disk::{Disk, FileId};
 
 const SEEDS_CHECKED: u64 = 12;
 
@@ -98,7 +104,7 @@ fn what_a_power_cut_leaves_is_no_damage_to_check() {
     let mut crashes = 0;
     for seed in 0..SEEDS_CHECKED {
         let mut world = World::new(seed, Mode::Power, is_wide(seed));
-        world.after_crash = Some(looks_sound);
+        world.probe.after_crash = Some(looks_sound);
         world.history().unwrap();
         crashes += world.tally.crashes;
     }
@@ -303,5 +309,159 @@ fn a_dead_volume_does_not_stop_the_sorter() {
 /// again.
 #[test]
 fn each_copy_is_asked_once() {
-    run(4, Mode::MirrorRot).unwrap();
+    run_as(4, Mode::MirrorRot, true).unwrap();
+}
+
+#[test]
+fn fat_histories_promote_segments_and_sort_others() {
+    let (mut tally, mut fat) = (Tally::default(), 0);
+    for seed in (3..60).filter(|seed| super::is_fat(*seed)) {
+        tally.add(&run(seed, Mode::Power).unwrap());
+        fat += 1;
+    }
+    assert!(tally.promoted > 3 * fat && tally.sorted > 10 * tally.promoted, "{tally:?}");
+}
+
+/// Large records of one partition, and every segment promoted.
+struct Promoting {
+    world: World,
+    life: Life,
+}
+
+impl Promoting {
+    fn new(seed: u64) -> Promoting {
+        let mut world = World::new(seed, Mode::Power, false);
+        let promote = PromoteConfig { run_bytes: 256, read_factor: 8, saving_percent: 100, waste_percent: 90 };
+        world.config.cold = Some(ColdConfig {
+            sort_bytes: SEGMENT_BYTES,
+            burst_bytes: 0,
+            wal_bytes_max: 8 * SEGMENT_BYTES,
+            scrub_bytes_per_s: None,
+            promote: Some(promote),
+            ..ColdConfig::default()
+        });
+        (world.config.retention_bytes, world.config.retention_age) = (None, None);
+        world.policies.clear();
+        (world.disk.files_max, world.disk.cold_bytes_max) = (usize::MAX, usize::MAX);
+        world.disk.faults = Default::default();
+        world.client.only_fat(seed);
+        let life = world.open().unwrap().unwrap();
+        Promoting { world, life }
+    }
+
+    /// Appends and time, until `enough`. Jobs wait.
+    fn write(&mut self, mut enough: impl FnMut(&mut Promoting) -> bool) {
+        for _ in 0..10_000 {
+            if enough(self) {
+                return;
+            }
+            let (append, ticket) = self.world.client.next(&mut self.world.model);
+            let mut out = Output::default();
+            self.life.engine.submit(append, ticket, &mut out);
+            self.world.deliver(out).unwrap();
+            self.pass(400);
+        }
+        panic!("never enough");
+    }
+
+    fn pass(&mut self, micros: u64) {
+        self.world.now.monotonic += Duration::from_micros(micros);
+        self.world.pump(&mut self.life).unwrap();
+    }
+
+    fn crash(&mut self) {
+        self.world.crash();
+        self.life = self.world.open().unwrap().unwrap();
+        self.check();
+        self.world.client.recovered(&self.life.engine, &mut self.world.model);
+    }
+
+    fn check(&mut self) {
+        for _ in 0..10_000 {
+            if !self.life.engine.is_writing() && self.world.model.is_settled() {
+                break;
+            }
+            self.world.work(&mut self.life, false).unwrap();
+            self.pass(400);
+        }
+        let Promoting { world, life } = self;
+        world.model.check(&life.engine, &life.reads, &life.report, &mut world.tally).unwrap();
+    }
+
+    /// Until a job to sort waits; all others are done.
+    fn job_waits(&mut self) -> bool {
+        if !matches!(self.world.job, Some(Job::Sort { .. })) {
+            self.world.work(&mut self.life, false).unwrap();
+        }
+        matches!(self.world.job, Some(Job::Sort { .. }))
+    }
+
+    fn promoted(&self) -> Vec<u32> {
+        let places = self.life.engine.view().tables().cold.clone();
+        places.iter().filter(|place| place.entry.promoted.is_some()).map(|place| place.number).collect()
+    }
+
+    /// Names in the WAL of files that are promoted segments as well, beside those that recovery would still read.
+    fn shared_spares(&mut self) -> usize {
+        let kept: Vec<u32> = self.life.engine.view().tables().segments.iter().map(|place| place.file).collect();
+        let files = self.world.disk.list_segments().unwrap();
+        files.iter().filter(|file| !kept.contains(file) && self.world.disk.links(FileId::Segment(**file)).unwrap() > 1).count()
+    }
+}
+
+/// The classical trap: at start, or later, a file that holds what was acknowledged is taken for one that may be written again. Here the power goes
+/// at each operation of the job that promotes, and at each moment of what follows; then several segments are written over what spares there are.
+#[test]
+fn a_promoted_segment_is_never_taken_for_a_spare() {
+    let (mut promoted, mut shared) = (0, 0);
+    for step in 0..36 {
+        let mut log = Promoting::new(step);
+        log.write(Promoting::job_waits);
+        if step < 16 {
+            log.world.probe.cut_next = Some(step as u32);
+            log.world.work(&mut log.life, true).unwrap();
+        } else {
+            log.world.work(&mut log.life, false).unwrap();
+            (16..step).for_each(|_| log.pass(150));
+        }
+        shared += log.shared_spares();
+        log.crash();
+        assert_eq!(log.shared_spares(), 0, "at step {step} a spare is a promoted segment");
+        let before = log.life.engine.view().tables().segments.back().map_or(0, |last| last.sequence);
+        log.write(|log| {
+            log.world.work(&mut log.life, false).unwrap();
+            log.life.engine.view().tables().segments.back().is_some_and(|last| last.sequence >= before + 4)
+        });
+        log.check();
+        log.crash();
+        promoted += log.promoted().len();
+    }
+    assert!(promoted > 36 && shared > 0, "{promoted} promoted, {shared} times a name was left in the WAL");
+}
+
+/// What retention takes out becomes a segment file again, and nothing of it is seen any more.
+#[test]
+fn the_file_of_a_promoted_segment_that_is_gone_is_written_again() {
+    let mut log = Promoting::new(3);
+    let policy = crate::config::ClassPolicy { retention_bytes: Some(3 * SEGMENT_BYTES), ..Default::default() };
+    log.life.engine.set_policy(crate::types::ClassId(0), policy);
+    log.world.policies.push((
+        crate::types::ClassId(0),
+        crate::config::ClassPolicy { retention_bytes: Some(3 * SEGMENT_BYTES), ..Default::default() },
+    ));
+    let mut reused = 0;
+    log.write(|log| {
+        if let Some(zeroed) = log.world.probe.reused.take() {
+            reused += u32::from(zeroed);
+        }
+        log.world.work(&mut log.life, false).unwrap();
+        log.life.engine.view().stats_mut().segments_expired >= 12
+    });
+    log.check();
+    let promoted = log.promoted();
+    let files = log.world.disk.image();
+    let left = files.iter().filter(|(file, _)| matches!(file, FileId::Promoted(number) if !promoted.contains(number))).count();
+    assert!(left <= 1 + log.world.config.spare_segments as usize, "{left} files of no segment");
+    assert!(reused >= 6, "only {reused} files were used again");
+    log.crash();
 }

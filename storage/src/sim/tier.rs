@@ -96,6 +96,7 @@ impl Tier {
             merged_bytes: rng.u64(50..1000) << 10,
             scrub_bytes_per_s: rng.bool().then_some(1 << 30),
             scrub_every: std::time::Duration::from_secs(10),
+            promote: None,
             missing_patience: std::time::Duration::from_secs(rng.u64(0..3)),
             ..ColdConfig::default()
         }

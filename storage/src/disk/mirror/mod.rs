@@ -84,6 +84,7 @@ enum What {
         bytes: u64,
     },
     Zero(FileId),
+    Discard,
     /// `settles`: everything thrown out or joined before it is in it.
     Superblock {
         settles: bool,
@@ -423,7 +424,7 @@ impl MirrorDisk {
                 self.fill_op_done(id);
             }
             What::Fill => self.fill_op_done(id),
-            What::Write { .. } => {}
+            What::Write { .. } | What::Discard => {}
         }
     }
 
@@ -498,7 +499,7 @@ impl MirrorDisk {
         if self.in_step().all(|other| other == side) {
             return None;
         }
-        let fast = self.is_in_step(side) && !matches!(op.what, What::Zero(_));
+        let fast = self.is_in_step(side) && !matches!(op.what, What::Zero(_) | What::Discard);
         Some((side, since + if fast { self.options.patience } else { SLOW_PATIENCE }))
     }
 
@@ -692,6 +693,13 @@ impl Disk for MirrorDisk {
                 // The log writes there once it is told: the copy being filled must be done with it by then.
                 self.submit_op(Some(id), What::Zero(file), &op, there, there);
             }
+            DiskOp::Discard { file } => {
+                if let Some(resilver) = &mut self.resilver {
+                    // There is nothing to copy of it any more.
+                    resilver.zeroing(*file);
+                }
+                self.submit_op(Some(id), What::Discard, &op, there, in_step);
+            }
         }
     }
 
@@ -747,6 +755,18 @@ impl Disk for MirrorDisk {
             return Ok(None);
         }
         Ok(sizes.into_iter().map(Option::unwrap_or_default).min())
+    }
+
+    fn links(&mut self, file: FileId) -> Result<u64, DiskError> {
+        let mut most = 0;
+        let sides: Vec<usize> = self.in_step().collect();
+        for side in sides {
+            match self.disk(side).links(file) {
+                Ok(links) => most = most.max(links),
+                Err(error) => self.failed_now(side, error)?,
+            }
+        }
+        Ok(most)
     }
 
     fn read(&mut self, file: FileId, at: u64, buf: &mut AlignedBuf, bytes: usize) -> Result<(), DiskError> {

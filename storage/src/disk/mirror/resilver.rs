@@ -178,7 +178,10 @@ impl MirrorDisk {
     /// Which files there are to copy. Not while the survivor's superblock still has to say that it is alone, and not while a
     /// file is being made that the new copy knows nothing of.
     fn list_for_fill(&mut self) -> bool {
-        if self.must_mark || self.superblock_op.is_some() || self.ops.values().any(|op| matches!(op.what, What::Zero(_))) {
+        if self.must_mark
+            || self.superblock_op.is_some()
+            || self.ops.values().any(|op| matches!(op.what, What::Zero(_) | What::Discard))
+        {
             return false;
         }
         let (source, target) = (self.first, self.resilver.as_ref().expect("listing for it").side);
@@ -224,7 +227,13 @@ impl MirrorDisk {
         let (source, target) = (self.first, resilver.side);
         let file = resilver.queue.pop_front().expect("looked at before");
         let id = FileId::Segment(file);
-        let sizes = self.disk(source).size(id).and_then(|from| Ok((from.unwrap_or(0), self.disk(target).size(id)?)));
+        let sizes = self.disk(source).size(id).and_then(|from| {
+            if self.disk(target).links(id)? > 1 {
+                // A promoted segment on the copy, which is no part of the WAL any more: only its name here goes.
+                self.disk(target).remove(id)?;
+            }
+            Ok((from.unwrap_or(0), self.disk(target).size(id)?))
+        });
         let (bytes, there) = match sizes {
             Ok(sizes) => sizes,
             Err(error) => return self.give_up_filling(&error),
@@ -233,7 +242,7 @@ impl MirrorDisk {
             Step::Idle
         } else {
             let to = [target == 0, target == 1];
-            Step::Sizing(self.submit_op(None, What::Fill, &DiskOp::Zero { file: id, bytes }, to, [false; 2]))
+            Step::Sizing(self.submit_op(None, What::Fill, &DiskOp::Zero { file: id, bytes, reuse: None }, to, [false; 2]))
         };
         let resilver = self.resilver.as_mut().expect("filling");
         resilver.current = Some(Current { file, bytes, at: 0, piece: PIECE, step, dirty: false });
