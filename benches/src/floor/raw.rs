@@ -191,6 +191,8 @@ impl Identity {
         let tls = rustls::ClientConfig::builder_with_provider(provider);
         let tls = tls.with_protocol_versions(&[&rustls::version::TLS13]).map_err(wrong)?;
         let mut tls = tls.with_root_certificates(roots).with_client_auth_cert(chain, key).map_err(wrong)?;
+        // Handshakes are whole ones: a device that comes back after hours has no session to resume.
+        tls.resumption = rustls::client::Resumption::disabled();
         tls.alpn_protocols = alpn.iter().map(|alpn| alpn.to_vec()).collect();
         let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(wrong)?));
         config.transport_config(Arc::new(transport.to_quinn()));

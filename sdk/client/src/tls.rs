@@ -1,7 +1,6 @@
 //! TLS 1.3 with client certificates, the transport's limits, and what a failed handshake means.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use quinn::{
     AckFrequencyConfig, ConnectionError, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
@@ -20,10 +19,12 @@ use weir_protocol::{ALPN, Code};
 
 use crate::{CertificateProblem, ClientConfig, ClientError, TransportProfile};
 
-/// Sessions kept for 0-RTT; each server gives a few.
+/// Sessions kept for 0-RTT; a server gives one each time.
 const RESUMPTION_SESSIONS: usize = 32;
 /// Above about 6,550 bytes discovery falls into a black hole with segmentation offload; Ethernet has 1,452.
 const MTU_MAX: u16 = 1452;
+/// Sizes are tried in steps of about this: each try is a full packet and its answer on every new connection.
+const MTU_STEP: u16 = 64;
 
 /// Everything a connection attempt needs, made once.
 #[derive(Debug)]
@@ -121,7 +122,7 @@ fn roots(config: &ClientConfig) -> Result<RootCertStore, ClientError> {
 fn transport(profile: &TransportProfile) -> Result<TransportConfig, ClientError> {
     let idle = IdleTimeout::try_from(profile.idle_timeout).map_err(|_| bad("transport.idle_timeout", "is too long"))?;
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
+    mtu.upper_bound(MTU_MAX).minimum_change(MTU_STEP);
     let mut transport = TransportConfig::default();
     transport
         .receive_window(VarInt::from_u32(profile.receive_window_bytes))
@@ -137,11 +138,11 @@ fn transport(profile: &TransportProfile) -> Result<TransportConfig, ClientError>
     Ok(transport)
 }
 
-/// The server's transport answers every tenth packet instead of every second one, and within 5 ms: each answer costs a
-/// packet on both sides. What Weir itself acknowledges takes the transport's answer along.
+/// The server's transport answers every tenth packet instead of every second one, and otherwise as late as QUIC has it: each answer
+/// costs a packet on both sides. What Weir itself acknowledges takes the transport's answer along, if it comes in time.
 fn acks_wanted() -> AckFrequencyConfig {
     let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(9)).max_ack_delay(Some(Duration::from_millis(5)));
+    acks.ack_eliciting_threshold(VarInt::from_u32(9));
     acks
 }
 

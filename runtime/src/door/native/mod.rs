@@ -13,6 +13,7 @@ mod control;
 mod ingest;
 mod lane;
 mod oneshot;
+mod sessions;
 mod stream;
 mod subscription;
 mod tls;

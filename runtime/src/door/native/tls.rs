@@ -8,12 +8,13 @@ use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use ring::hmac;
 use rustls::crypto::ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
-use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use weir_protocol::ALPN;
 
+use super::sessions::Sessions;
 use crate::config::QuicConfig;
 
 /// Sessions kept for resumption: about 1 KiB each with the client's certificate.
@@ -22,6 +23,10 @@ const SESSIONS_MAX: usize = 4_096;
 pub(super) const STREAMS_FIRST: u32 = 4;
 /// Bytes in flight towards the node at first; a connection that opens a lane gets the configured window.
 pub(super) const RECEIVE_WINDOW_FIRST: u32 = 128 << 10;
+
+/// Packet sizes are tried in steps of about this: each try is a full packet and its answer on every new connection, which may be a
+/// mobile one that stands by.
+const MTU_STEP: u16 = 64;
 
 /// Why certificates or transport settings cannot be used. The operator's turn.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +62,9 @@ pub(super) fn server_config(config: &QuicConfig) -> Result<quinn::ServerConfig, 
     let mut tls = tls_config(config)?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     // Stateful and single-use: a captured first flight is of no use a second time to this process.
-    tls.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
+    tls.session_storage = Arc::new(Sessions::new(SESSIONS_MAX));
+    // One a connection: whoever resumes gets a new one.
+    tls.send_tls13_tickets = 1;
     tls.max_early_data_size = if config.zero_rtt { u32::MAX } else { 0 };
     tls.ignore_client_order = true;
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
@@ -119,7 +126,7 @@ fn transport_config(config: &QuicConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(Duration::from_millis(config.idle_timeout_ms)).ok();
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(config.mtu_bytes_max);
+    mtu.upper_bound(config.mtu_bytes_max).minimum_change(MTU_STEP);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_FIRST.min(config.streams_per_connection_max)))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
