@@ -17,7 +17,7 @@ use crate::cold::stores::WritePlan;
 use crate::format::Uuid;
 use crate::types::{Append, ClassId, MetaOp};
 use crate::view::{ColdPlace, View};
-use crate::volumes::{Health, Volumes};
+use crate::volumes::{Health, Volume, Volumes};
 
 /// Wait before the copies of a segment are looked at again where that did not go well.
 const MEND_RETRY: Duration = Duration::from_secs(60);
@@ -245,13 +245,13 @@ impl<T> Engine<T> {
         }
         let mut takers: Vec<u8> =
             volumes.iter().map(|(number, _)| number).filter(|number| volumes.takes_writes(*number)).collect();
-        if takers.is_empty() {
-            // Better on a doubtful disk than nowhere.
-            let usable = |number: &u8| {
-                volumes.get(*number).is_some_and(|volume| volume.named && volume.usage == VolumeUse::Active && !volume.no_writes)
-            };
-            takers =
-                volumes.iter().map(|(number, _)| number).filter(|number| volumes.is_online(*number) && usable(number)).collect();
+        // Better on a doubtful disk than nowhere, or on one that is to be emptied: without sorting the log would stand still.
+        for usage in [VolumeUse::Active, VolumeUse::Draining] {
+            let usable = |volume: &Volume| volume.named && volume.usage == usage && !volume.no_writes;
+            if takers.is_empty() {
+                let online = volumes.iter().filter(|(number, volume)| volumes.is_online(*number) && usable(volume));
+                takers = online.map(|(number, _)| number).collect();
+            }
         }
         takers.sort_by_key(|number| {
             let volume = volumes.get(*number).expect("listed");
