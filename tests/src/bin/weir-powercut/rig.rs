@@ -29,8 +29,8 @@ const LOAD: Load = Load { producers: 2, under_way_max: 200, value_bytes_max: 400
 const PROGRESS_MIN: u64 = 300;
 /// A busy node writes a few hundred times long before.
 const CUT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// A sorter that has changed nothing for so long has nothing to do.
-const QUIET: Duration = Duration::from_millis(1500);
+/// A sorter that has changed nothing for so long has nothing to do: it waits for a quiet second, and looks once a second.
+const QUIET: Duration = Duration::from_secs(3);
 const PROGRESS_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Of all scenarios of a run.
@@ -255,7 +255,8 @@ impl Rig {
 
     /// Waits until retention has caught up with what was written: it must not overtake whoever reads from the beginning.
     async fn settle(&self) -> Result<(), String> {
-        let names = ["weir_cold_sorted_bytes", "weir_cold_merged_bytes", "weir_cold_segments_expired"];
+        let names =
+            ["weir_cold_sorted_bytes", "weir_cold_segments_promoted", "weir_cold_merged_bytes", "weir_cold_segments_expired"];
         let moved = || names.iter().map(|name| self.metric(name)).collect::<Result<Vec<u64>, String>>();
         let (begin, mut before) = (Instant::now(), moved()?);
         loop {
