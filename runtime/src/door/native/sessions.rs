@@ -1,6 +1,6 @@
 //! TLS sessions that may be resumed: each can be taken once, the oldest make room for new ones.
 //!
-//! rustls has such a cache; it looks through all keys whenever one is taken, which made up a twelfth of a handshake here.
+//! rustls has such a cache; it looks through all keys whenever one is taken, 7 % of the node's work for a resumed handshake where it was profiled.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
