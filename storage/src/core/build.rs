@@ -174,14 +174,15 @@ impl<T> Engine<T> {
         if self.limits.compress_from_bytes.is_none_or(|from| payload < from) {
             return (None, Effort::default());
         }
+        let mut effort = self.compressor.effort(payload);
         let begin = (self.stopwatch)();
         let pays = self.compressor.pays(self.now.monotonic);
         let packed = pays.then(|| self.compressor.compress(raw, directory_end, payload, &self.pool)).flatten();
-        let compressing = (self.stopwatch)().saturating_sub(begin);
+        effort.compressing = (self.stopwatch)().saturating_sub(begin);
         if pays {
-            self.compressor.took(compressing);
+            self.compressor.took(effort.compressing);
         }
-        (packed, Effort { raw_bytes: payload, zstd: false, compressing })
+        (packed, effort)
     }
 
     /// Seals the frame and chains it to the one before.

@@ -15,8 +15,10 @@ use crate::format::BLOCK;
 const ZSTD_LEVEL: i32 = 1;
 /// Frames left uncompressed after one that did not shrink.
 const PAUSE: u32 = 15;
-/// One frame of so many is stored the other way: a trial may cost several times a frame's time.
-const TRIAL_EVERY: u32 = 512;
+/// One frame of so many is compressed where raw ones are cheaper: that may cost several times a frame's time, and thrift tells as much.
+const PACKED_TRIAL_EVERY: u32 = 512;
+/// And stored raw where compressed ones are cheaper: a disk that stalled once must not be taken for a slow one for long.
+const RAW_TRIAL_EVERY: u32 = 64;
 /// One part in so many of the thread's time may go into compression that saves bytes but no time.
 const THRIFT_SHARE: u32 = 20;
 /// So much of it is saved up for a burst.
@@ -29,6 +31,8 @@ pub(super) struct Effort {
     pub(super) raw_bytes: usize,
     pub(super) zstd: bool,
     pub(super) compressing: Duration,
+    /// What the thread had spent on compression before.
+    pub(super) spent_before: Duration,
 }
 
 /// Tries zstd, and stops trying for a while when the payload turns out to be incompressible.
@@ -41,6 +45,9 @@ pub(super) struct FrameCompressor {
     raw_cost: Option<u64>,
     since_trial: u32,
     thrift: Thrift,
+    /// Time spent on compression, in all and up to when the last frame was found durable.
+    spent: Duration,
+    spent_at_commit: Duration,
 }
 
 /// Time set aside for compression that saves bytes only.
@@ -78,7 +85,16 @@ impl FrameCompressor {
     pub(super) fn new() -> FrameCompressor {
         // Without a context (no memory) frames are stored as they are.
         let zstd = ZstdContext(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok());
-        FrameCompressor { zstd, pause: 0, packed_cost: None, raw_cost: None, since_trial: 0, thrift: Thrift::default() }
+        FrameCompressor {
+            zstd,
+            pause: 0,
+            packed_cost: None,
+            raw_cost: None,
+            since_trial: 0,
+            thrift: Thrift::default(),
+            spent: Duration::ZERO,
+            spent_at_commit: Duration::ZERO,
+        }
     }
 
     /// Whether the next frame is worth a try.
@@ -88,32 +104,47 @@ impl FrameCompressor {
             self.pause -= 1;
             return false;
         }
-        let cheaper = match (self.packed_cost, self.raw_cost) {
-            (None, _) => true,
-            (_, None) => false,
-            (Some(packed), Some(raw)) => packed <= raw,
-        };
+        let cheaper = self.packed_is_cheaper();
         self.since_trial += 1;
-        if self.since_trial < TRIAL_EVERY {
+        if self.since_trial < if cheaper { RAW_TRIAL_EVERY } else { PACKED_TRIAL_EVERY } {
             return cheaper || affordable;
         }
         self.since_trial = 0;
         !cheaper
     }
 
-    /// A frame is durable; the disk worked on it for `writing`.
+    fn packed_is_cheaper(&self) -> bool {
+        match (self.packed_cost, self.raw_cost) {
+            (None, _) => true,
+            (_, None) => false,
+            (Some(packed), Some(raw)) => packed <= raw,
+        }
+    }
+
+    /// What storing a frame has taken so far, before it is tried.
+    pub(super) fn effort(&self, raw_bytes: usize) -> Effort {
+        Effort { raw_bytes, spent_before: self.spent, ..Effort::default() }
+    }
+
+    /// A frame is found durable, so long after it was handed over or after the one before was found so. While the thread compresses
+    /// it finds nothing: the frame in flight beside that is not the dearer for it.
     pub(super) fn learn(&mut self, effort: Effort, writing: Duration) {
+        let elsewhere = self.spent - effort.spent_before.max(self.spent_at_commit);
+        self.spent_at_commit = self.spent;
         if effort.raw_bytes == 0 {
             return;
         }
+        let writing = writing.saturating_sub(elsewhere);
         let cost = ((effort.compressing + writing).as_nanos() as u64).saturating_mul(1000) / effort.raw_bytes as u64;
+        // An eighth of the news: one stall decides nothing. What is only tried now and then must not take as many trials to be believed.
+        let part = if effort.zstd == self.packed_is_cheaper() { 8 } else { 2 };
         let known = if effort.zstd { &mut self.packed_cost } else { &mut self.raw_cost };
-        // An eighth of the news: one stall decides nothing.
-        *known = Some(known.map_or(cost, |old| old - old / 8 + cost / 8));
+        *known = Some(known.map_or(cost, |old| old - old / part + cost / part));
     }
 
     /// Compression has taken so long, whatever came of it.
     pub(super) fn took(&mut self, compressing: Duration) {
+        self.spent += compressing;
         self.thrift.spend(compressing);
     }
 
@@ -154,11 +185,25 @@ impl FrameCompressor {
 mod tests {
     use super::*;
 
-    fn effort(zstd: bool, compressing_us: u64) -> Effort {
-        Effort { raw_bytes: 1 << 20, zstd, compressing: Duration::from_micros(compressing_us) }
+    const ZSTD: Duration = Duration::from_millis(3);
+
+    /// Compresses a frame of 1 MiB, if it is to be.
+    fn begin(compressor: &mut FrameCompressor, zstd: bool, compressing: Duration) -> Effort {
+        let effort = compressor.effort(1 << 20);
+        if !zstd {
+            return effort;
+        }
+        compressor.took(compressing);
+        Effort { zstd, compressing, ..effort }
     }
 
-    /// Frames of 1 MiB on a disk that takes so long for a compressed and for a raw one; how many were compressed.
+    /// Stores a frame of 1 MiB, nothing beside it.
+    fn store(compressor: &mut FrameCompressor, zstd: bool, compressing: Duration, disk_us: u64) {
+        let effort = begin(compressor, zstd, compressing);
+        compressor.learn(effort, effort.compressing + Duration::from_micros(disk_us));
+    }
+
+    /// On a disk that takes so long for a compressed and for a raw frame; how many were compressed.
     fn compressed_of_1000(packed_us: u64, raw_us: u64) -> usize {
         let mut compressor = FrameCompressor::new();
         let mut compressed = 0;
@@ -166,11 +211,25 @@ mod tests {
             // A busy thread: frames follow one another within a millisecond.
             let zstd = compressor.pays(Duration::from_millis(n));
             compressed += usize::from(zstd);
-            let writing = if zstd { packed_us } else { raw_us };
-            if zstd {
-                compressor.took(Duration::from_millis(3));
+            store(&mut compressor, zstd, ZSTD, if zstd { packed_us } else { raw_us });
+        }
+        compressed
+    }
+
+    /// The same with two frames in flight: the older one is found durable when the younger one has been compressed.
+    fn compressed_beside_another(packed_us: u64, raw_us: u64) -> usize {
+        let mut compressor = FrameCompressor::new();
+        let mut compressed = 0;
+        let mut older: Option<Effort> = None;
+        for n in 0..1000 {
+            let zstd = compressor.pays(Duration::from_millis(n));
+            compressed += usize::from(zstd);
+            let effort = begin(&mut compressor, zstd, ZSTD);
+            if let Some(older) = older.replace(effort) {
+                let disk = Duration::from_micros(if older.zstd { packed_us } else { raw_us });
+                // Since the frame before it was found durable.
+                compressor.learn(older, disk.max(effort.compressing));
             }
-            compressor.learn(effort(zstd, if zstd { 3000 } else { 0 }), Duration::from_micros(writing));
         }
         compressed
     }
@@ -180,14 +239,21 @@ mod tests {
         // A twentieth of a second, three milliseconds each.
         let compressed = compressed_of_1000(200, 600);
         assert!((10..25).contains(&compressed), "{compressed}");
-        assert!(compressed_of_1000(7_000, 25_000) > 990);
+        assert!(compressed_of_1000(7_000, 25_000) > 980);
+    }
+
+    #[test]
+    fn a_frame_beside_another_that_is_compressed_is_not_the_dearer_for_it() {
+        let compressed = compressed_beside_another(200, 600);
+        assert!((10..25).contains(&compressed), "{compressed}");
+        assert!(compressed_beside_another(7_000, 25_000) > 980);
     }
 
     #[test]
     fn a_thread_with_time_to_spare_saves_bytes_on_any_disk() {
         let mut compressor = FrameCompressor::new();
-        compressor.learn(effort(true, 300), Duration::from_micros(200));
-        compressor.learn(effort(false, 0), Duration::from_micros(210));
+        store(&mut compressor, true, Duration::from_micros(300), 200);
+        store(&mut compressor, false, Duration::ZERO, 210);
         let mut compressed = 0;
         for n in 0..1000 {
             let zstd = compressor.pays(Duration::from_millis(5 * n));
@@ -200,13 +266,26 @@ mod tests {
     }
 
     #[test]
+    fn one_stall_of_a_fast_disk_is_soon_forgotten() {
+        let mut compressor = FrameCompressor::new();
+        store(&mut compressor, true, ZSTD, 200);
+        store(&mut compressor, false, ZSTD, 40_000);
+        let mut compressed = 0;
+        for n in 0..1000 {
+            let zstd = compressor.pays(Duration::from_millis(n));
+            compressed += usize::from(zstd);
+            store(&mut compressor, zstd, ZSTD, if zstd { 200 } else { 600 });
+        }
+        assert!((200..500).contains(&compressed), "{compressed}");
+    }
+
+    #[test]
     fn a_disk_that_has_become_slow_is_noticed() {
         let mut compressor = FrameCompressor::new();
-        compressor.learn(effort(true, 3000), Duration::from_micros(200));
-        compressor.learn(effort(false, 0), Duration::from_micros(600));
-        compressor.took(Duration::from_millis(3));
+        store(&mut compressor, true, ZSTD, 200);
+        store(&mut compressor, false, ZSTD, 600);
         assert!(!compressor.pays(Duration::ZERO));
-        (0..100).for_each(|_| compressor.learn(effort(false, 0), Duration::from_micros(25_000)));
+        (0..100).for_each(|_| store(&mut compressor, false, ZSTD, 25_000));
         assert!(compressor.pays(Duration::ZERO));
     }
 }

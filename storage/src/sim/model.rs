@@ -174,6 +174,8 @@ impl Model {
                 | AppendError::SequenceGap { .. }
                 | AppendError::UnknownPartition(_)
                 | AppendError::Fenced { .. }
+                // Of small segments little is left for the state of many producers.
+                | AppendError::MetaFull { .. }
         );
         if expected { Ok(()) } else { Err(format!("append {attempt} was refused: {error}")) }
     }

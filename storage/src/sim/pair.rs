@@ -522,9 +522,11 @@ impl PairWorld {
 
     fn pass_time(&mut self, life: &mut Life) -> Result<(), String> {
         let disks = self.disks.iter().filter(|disk| !disk.get().hangs).filter_map(|disk| disk.get().next_due());
-        let due = disks.chain(life.mirror.next_deadline()).min().or(life.engine.next_wake());
-        let next = self.now.monotonic + Duration::from_millis(1);
-        self.now.monotonic = due.unwrap_or(next).clamp(self.now.monotonic + Duration::from_micros(1), next);
+        // What is overdue is with a disk that nobody asks any more.
+        let now = self.now.monotonic;
+        let due = disks.filter(|due| *due > now).chain(life.mirror.next_deadline()).min().or(life.engine.next_wake());
+        let next = now + Duration::from_millis(1);
+        self.now.monotonic = due.unwrap_or(next).clamp(now + Duration::from_micros(1), next);
         self.pump(life)
     }
 
