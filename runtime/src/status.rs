@@ -142,6 +142,7 @@ fn cold_json(stats: &LogStats) -> Value {
         "sorted_to_bytes": stats.sorted_to_bytes,
         "merged_from_bytes": stats.merged_from_bytes,
         "merged_to_bytes": stats.merged_to_bytes,
+        "merged_kept_bytes": stats.merged_kept_bytes,
         "segments_promoted": stats.segments_promoted,
         "zero_filled_bytes": stats.zero_filled_bytes,
         "write_amplification": write_amplification(stats),

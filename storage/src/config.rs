@@ -76,6 +76,8 @@ pub struct ColdConfig {
     pub merge_fan_in: usize,
     /// Records of a cold segment, before compression, from which it is not merged any more.
     pub merged_bytes: u64,
+    /// Blocks of one partition from this size on are not packed anew by a merge: joined with their neighbours they would hardly shrink.
+    pub keep_block_bytes: usize,
     /// Memory for the keys of one partition while it is compacted.
     pub key_map_bytes_max: usize,
     /// Reads and writes of sorting, merging and copying together, bytes a second on each volume; `None`: as fast as they go.
@@ -155,6 +157,7 @@ impl Default for ColdConfig {
             wal_bytes_max: 2 << 30,
             merge_fan_in: 8,
             merged_bytes: 256 << 20,
+            keep_block_bytes: 32 << 10,
             key_map_bytes_max: 16 << 20,
             bandwidth_bytes_max: None,
             scrub_bytes_per_s: Some(4 << 20),

@@ -168,6 +168,7 @@ fn run(stores: &mut StoreMap, tools: &Tools, job: &Job) -> Result<Done, JobError
         whole.iter().filter_map(|name| volumes.number_of_dir(name)).collect()
     };
     let mut store = Stores::new(stores, &tools.view, wal);
-    let (view, log_id, sort_memory_bytes) = (&*tools.view, tools.log_id, tools.config.sort_memory_bytes);
-    Workshop { store: &mut store, view, log_id, sort_memory_bytes, now_ms }.run(job)
+    let (view, log_id) = (&*tools.view, tools.log_id);
+    let ColdConfig { sort_memory_bytes, keep_block_bytes, .. } = tools.config;
+    Workshop { store: &mut store, view, log_id, sort_memory_bytes, keep_block_bytes, now_ms }.run(job)
 }

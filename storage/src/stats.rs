@@ -130,6 +130,8 @@ pub struct LogStats {
     pub merged_from_bytes: u64,
     /// Bytes of the cold segments made of them.
     pub merged_to_bytes: u64,
+    /// Of these, blocks that were taken over as they were.
+    pub merged_kept_bytes: u64,
     /// Records left out by compaction.
     pub records_compacted: u64,
     /// Cold segments removed by retention.

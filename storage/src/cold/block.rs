@@ -30,6 +30,8 @@ const ZSTD_LEVEL: i32 = 1;
 const ZSTD_LEVEL_HASTE: i32 = -5;
 /// Blocks stored as they are after one that did not shrink.
 const PAUSE: u32 = 15;
+/// In what readers need not know: packed in haste, so that a merge does it again.
+const HINT_HASTE: u32 = 1;
 
 const _: () =
     assert!(BLOCK_OF_ITS_OWN_BYTES < BLOCK_RAW_BYTES && BLOCK_RAW_BYTES < RAW_BYTES_MAX && RAW_BYTES_MAX < u32::MAX as usize);
@@ -39,13 +41,14 @@ pub(super) struct Packer {
     zstd: Option<Compressor<'static>>,
     packed: Vec<u8>,
     pause: u32,
+    haste: bool,
 }
 
 impl Packer {
     pub(super) fn new(haste: bool) -> Packer {
         let level = if haste { ZSTD_LEVEL_HASTE } else { ZSTD_LEVEL };
         // Without a context (no memory) everything is stored as it is.
-        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0 }
+        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0, haste }
     }
 
     /// The bytes to store and their flags: compressed where that makes them fewer.
@@ -178,19 +181,35 @@ impl BlockBuilder {
     ) {
         let Some(content) = self.content.take() else { return };
         assert!(self.raw.len() <= RAW_BYTES_MAX, "a record batch fits a frame");
+        let hint = if packer.haste { HINT_HASTE } else { 0 };
         let (stored, flags) = packer.pack_block(&self.raw);
-        let mut head = [0; BLOCK_HEAD_BYTES];
-        put(&mut head, 0, MAGIC);
-        put(&mut head, 8, &number.to_le_bytes());
-        put(&mut head, 12, &block.to_le_bytes());
-        put(&mut head, 16, &(stored.len() as u32).to_le_bytes());
-        put(&mut head, 20, &(self.raw.len() as u32).to_le_bytes());
-        put(&mut head, 24, &flags.to_le_bytes());
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&head[8..]), stored);
-        put(&mut head, 4, &crc.to_le_bytes());
+        let head = seal(number, block, &BlockHead { raw_bytes: self.raw.len() as u32, flags, hint }, stored);
         write(&head, stored, content);
         self.raw.clear();
     }
+}
+
+/// What a block's head says beside its place and length.
+#[derive(Clone, Copy, Debug)]
+struct BlockHead {
+    raw_bytes: u32,
+    flags: u32,
+    hint: u32,
+}
+
+/// The head in front of the stored bytes.
+fn seal(number: u32, block: u32, says: &BlockHead, stored: &[u8]) -> [u8; BLOCK_HEAD_BYTES] {
+    let mut head = [0; BLOCK_HEAD_BYTES];
+    put(&mut head, 0, MAGIC);
+    put(&mut head, 8, &number.to_le_bytes());
+    put(&mut head, 12, &block.to_le_bytes());
+    put(&mut head, 16, &(stored.len() as u32).to_le_bytes());
+    put(&mut head, 20, &says.raw_bytes.to_le_bytes());
+    put(&mut head, 24, &says.flags.to_le_bytes());
+    put(&mut head, 28, &says.hint.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&head[8..]), stored);
+    put(&mut head, 4, &crc.to_le_bytes());
+    head
 }
 
 /// A verified, decompressed block.
@@ -200,29 +219,74 @@ pub struct Block {
     bytes: usize,
 }
 
+/// Which blocks of one partition a merge takes over as they are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    /// From this size on.
+    pub(super) bytes: usize,
+    /// Those packed in haste as well.
+    pub(super) haste: bool,
+}
+
+/// A verified block, its runs still as they are stored.
+#[derive(Clone, Debug)]
+pub(super) struct StoredBlock {
+    number: u32,
+    block: u32,
+    head: BlockHead,
+    stored: Bytes,
+}
+
+impl StoredBlock {
+    /// Verifies the block with this ordinal of segment `number`; `stored` is exactly what the index names.
+    pub(super) fn verify(number: u32, block: u32, stored: &Bytes) -> Result<StoredBlock, ColdError> {
+        let part = Part::Block(block);
+        let damaged = |reason| ColdError::Damaged { number, part, reason };
+        if stored.len() < BLOCK_HEAD_BYTES || &stored[..4] != MAGIC {
+            return Err(damaged("there is no block"));
+        }
+        if u32_at(stored, 4) != crc32c::crc32c(&stored[8..]) {
+            return Err(damaged("its CRC does not match"));
+        }
+        if u32_at(stored, 8) != number {
+            return Err(ColdError::Misplaced { number, part, found: u32_at(stored, 8) });
+        }
+        let stored_bytes = u32_at(stored, 16) as usize;
+        let head = BlockHead { raw_bytes: u32_at(stored, 20), flags: u32_at(stored, 24), hint: u32_at(stored, 28) };
+        if u32_at(stored, 12) != block
+            || stored_bytes != stored.len() - BLOCK_HEAD_BYTES
+            || head.raw_bytes as usize > RAW_BYTES_MAX
+        {
+            return Err(damaged("it is not the block that the index names"));
+        }
+        Ok(StoredBlock { number, block, head, stored: stored.slice(BLOCK_HEAD_BYTES..) })
+    }
+
+    /// Whether nothing is gained by making it anew: it is large, and packed as well as it can be.
+    pub(super) fn is_good_as_it_is(&self, keep: Keep) -> bool {
+        let packed_well = keep.haste || self.head.hint & HINT_HASTE == 0;
+        self.head.raw_bytes as usize >= keep.bytes && packed_well && self.head.flags & !FLAG_ZSTD == 0
+    }
+
+    pub(super) fn unpack(self) -> Result<Block, ColdError> {
+        let damaged = |reason| ColdError::Damaged { number: self.number, part: Part::Block(self.block), reason };
+        let raw = unpack(self.stored, self.head.flags, self.head.raw_bytes as usize).map_err(damaged)?;
+        let mut rest = &raw[..];
+        while !rest.is_empty() {
+            rest = run_bytes(rest).and_then(|bytes| rest.get(bytes..)).ok_or(damaged("its runs do not fit it"))?;
+        }
+        Ok(Block { bytes: raw.len(), runs: Runs { rest: raw, ..Runs::default() } })
+    }
+
+    /// As a block of another segment: its head and what is behind it.
+    pub(super) fn moved(&self, number: u32, block: u32) -> ([u8; BLOCK_HEAD_BYTES], &[u8]) {
+        (seal(number, block, &self.head, &self.stored), &self.stored)
+    }
+}
+
 /// Verifies and decompresses the block with this ordinal of segment `number`; `stored` is exactly what the index names.
 pub fn decode_block(number: u32, block: u32, stored: Bytes) -> Result<Block, ColdError> {
-    let part = Part::Block(block);
-    let damaged = |reason| ColdError::Damaged { number, part, reason };
-    if stored.len() < BLOCK_HEAD_BYTES || &stored[..4] != MAGIC {
-        return Err(damaged("there is no block"));
-    }
-    if u32_at(&stored, 4) != crc32c::crc32c(&stored[8..]) {
-        return Err(damaged("its CRC does not match"));
-    }
-    if u32_at(&stored, 8) != number {
-        return Err(ColdError::Misplaced { number, part, found: u32_at(&stored, 8) });
-    }
-    let (stored_bytes, raw_bytes) = (u32_at(&stored, 16) as usize, u32_at(&stored, 20) as usize);
-    if u32_at(&stored, 12) != block || stored_bytes != stored.len() - BLOCK_HEAD_BYTES || raw_bytes > RAW_BYTES_MAX {
-        return Err(damaged("it is not the block that the index names"));
-    }
-    let raw = unpack(stored.slice(BLOCK_HEAD_BYTES..), u32_at(&stored, 24), raw_bytes).map_err(damaged)?;
-    let mut rest = &raw[..];
-    while !rest.is_empty() {
-        rest = run_bytes(rest).and_then(|bytes| rest.get(bytes..)).ok_or(damaged("its runs do not fit it"))?;
-    }
-    Ok(Block { bytes: raw.len(), runs: Runs { rest: raw, ..Runs::default() } })
+    StoredBlock::verify(number, block, &stored)?.unpack()
 }
 
 /// Bytes of the run at the front, its head included; `None` where no writer would have made it so.

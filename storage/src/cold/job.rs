@@ -53,6 +53,8 @@ pub enum Job {
         number: u32,
         /// Keep only the last value of each key; the inputs are then all that the class has.
         compact: Option<Compact>,
+        /// Producers want the processor: what was packed in haste stays so.
+        haste: bool,
         /// Where it goes.
         plan: WritePlan,
     },
@@ -142,6 +144,8 @@ pub enum Done {
         segment: Option<(u32, ManifestEntry)>,
         /// Bytes read.
         read_bytes: u64,
+        /// Bytes of blocks that were taken over as they were.
+        kept_bytes: u64,
         /// Partitions that want another pass, and from where.
         clean_to: BTreeMap<PartitionId, i64>,
         /// Records left out by compaction.
@@ -248,6 +252,8 @@ pub struct Workshop<'a, 's> {
     pub log_id: Uuid,
     /// Records held in memory while sorting.
     pub sort_memory_bytes: usize,
+    /// A block of one partition from so many bytes on is not packed anew by a merge.
+    pub keep_block_bytes: usize,
     /// Unix time.
     pub now_ms: u64,
 }
@@ -261,9 +267,9 @@ impl Workshop<'_, '_> {
                 self.store.plan(plan);
                 self.sort(segments, promotion.as_ref(), (*number, *haste))
             }
-            Job::Merge { inputs, number, compact, plan } => {
+            Job::Merge { inputs, number, compact, haste, plan } => {
                 self.store.plan(plan);
-                super::rewrite::merge(self, inputs, *number, compact.as_ref())
+                super::rewrite::merge(self, inputs, compact.as_ref(), (*number, *haste))
             }
             Job::Spans { place } => self.spans(place),
             Job::Remove { files } => self.remove(files),
@@ -545,7 +551,11 @@ impl NewFile {
     }
 
     pub(super) fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {
-        self.writer.push(entry);
+        self.add(store, |writer| writer.push(entry))
+    }
+
+    pub(super) fn add(&mut self, store: &mut dyn ColdStore, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError> {
+        add(&mut self.writer);
         while let Some((at, data)) = self.writer.take_ready() {
             store.write(self.file, at, data)?;
         }

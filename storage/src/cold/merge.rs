@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BlockPlace, ColdEntry, ColdError, ColdIndex, Runs, SegmentHead, SegmentWriter, decode_block, timestamp_of_batches};
+use super::block::StoredBlock;
+use super::{BlockPlace, ColdEntry, ColdError, ColdIndex, Runs, SegmentHead, SegmentWriter, timestamp_of_batches};
 use crate::batches;
 use crate::types::PartitionId;
 
@@ -121,7 +122,7 @@ impl<S: RunSource, K: FnMut(PartitionId, i64) -> Option<i64>> RunSource for Merg
 }
 
 /// The entry without its batches that end at or below `start`.
-fn above(mut entry: ColdEntry, start: i64) -> Option<ColdEntry> {
+pub(super) fn above(mut entry: ColdEntry, start: i64) -> Option<ColdEntry> {
     if entry.next_offset <= start {
         return None;
     }
@@ -216,6 +217,29 @@ impl<E, F: FnMut(u64, usize) -> Result<Bytes, E>, D: FnMut(DamagedBlock)> BlockS
     }
 }
 
+impl<E, F: FnMut(u64, usize) -> Result<Bytes, E>, D: FnMut(DamagedBlock)> BlockScan<F, D> {
+    /// Where the next block lies, and what it holds, as the index has it.
+    pub(super) fn next_place(&self) -> Option<&BlockPlace> {
+        self.index.blocks().get(self.next)
+    }
+
+    /// Leaves the next block out.
+    pub(super) fn skip(&mut self) {
+        self.next += 1;
+    }
+
+    /// The next block, verified; in its stead what is wrong with it.
+    pub(super) fn next_stored(&mut self) -> Result<Option<Result<StoredBlock, ColdError>>, E> {
+        if self.next == self.index.len() {
+            return Ok(None);
+        }
+        let stored = self.stored()?;
+        let block = self.next;
+        self.next += 1;
+        Ok(Some(StoredBlock::verify(self.index.number(), block as u32, &stored)))
+    }
+}
+
 impl<E, F: FnMut(u64, usize) -> Result<Bytes, E>, D: FnMut(DamagedBlock)> RunSource for BlockScan<F, D> {
     type Error = E;
 
@@ -224,17 +248,12 @@ impl<E, F: FnMut(u64, usize) -> Result<Bytes, E>, D: FnMut(DamagedBlock)> RunSou
             if let Some(run) = self.runs.next() {
                 return Ok(Some(run));
             }
-            if self.next == self.index.len() {
-                return Ok(None);
-            }
-            let stored = self.stored()?;
             let block = self.next;
-            self.next += 1;
-            match decode_block(self.index.number(), block as u32, stored) {
+            let Some(stored) = self.next_stored()? else { return Ok(None) };
+            match stored.and_then(StoredBlock::unpack) {
                 Ok(block) => self.runs = block.runs(),
                 Err(error) => {
-                    let next = self.index.blocks().get(self.next);
-                    let until = next.map(|next| (next.partition, next.first_offset));
+                    let until = self.next_place().map(|next| (next.partition, next.first_offset));
                     (self.damaged)(DamagedBlock { error, place: self.index.block(block), until });
                 }
             }

@@ -16,6 +16,7 @@ mod frames;
 mod header;
 mod index;
 pub mod job;
+mod join;
 pub mod manifest;
 mod mend;
 pub mod merge;

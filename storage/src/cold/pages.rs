@@ -32,6 +32,14 @@ pub struct PartitionSpan {
 }
 
 impl PartitionSpan {
+    /// What it has behind that in another segment, or further on in the same one.
+    pub(super) fn extend(&mut self, next: &PartitionSpan) {
+        self.next_offset = next.next_offset;
+        self.max_timestamp = self.max_timestamp.max(next.max_timestamp);
+        self.batch_bytes += next.batch_bytes;
+        self.records += next.records;
+    }
+
     fn encode(&self, out: &mut [u8]) {
         put(out, 0, &self.partition.0.to_le_bytes());
         put(out, 8, &self.first_offset.to_le_bytes());

@@ -8,56 +8,68 @@
 //! told from what was left out.
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::block::{Keep, StoredBlock};
 use super::compact::{CompactRules, KeyMap, Rewrite, Survey};
 use super::frames::FrameScan;
 use super::job::{Compact, Done, JobError, NewFile, Workshop, each_span, open_index};
+use super::join::Source;
 use super::merge::{BlockScan, DamagedBlock, Merge, MergeError, RunSource};
-use super::{ColdEntry, ColdIndex, FramesOf, SegmentHead};
+use super::{BlockPlace, ColdEntry, ColdIndex, FramesOf, PartitionSpan, SegmentHead, SegmentWriter};
 use crate::disk::{ColdStore, DiskError, FileId};
 use crate::format::Uuid;
 use crate::types::PartitionId;
 use crate::view::{ColdPlace, View};
 
 /// What a partition has in the inputs.
-struct Extent {
-    first: i64,
-    end: i64,
+pub(super) struct Extent {
+    /// In all of them.
+    pub(super) span: PartitionSpan,
+    /// Of the oldest record there, or older.
+    pub(super) min_timestamp: i64,
+    /// Where the partition begins, as the job found it; none where it was dropped.
+    pub(super) start: Option<i64>,
     /// The first input that has it, and whether that one is compacted.
     begins_in: (u32, bool),
     /// The last that has it.
     ends_in: u32,
 }
 
-type Extents = HashMap<PartitionId, Extent>;
+pub(super) type Extents = HashMap<PartitionId, Extent>;
 type Store<'s> = RefCell<&'s mut dyn ColdStore>;
 
 /// Does the job.
 pub(super) fn merge(
     shop: &mut Workshop<'_, '_>,
     inputs: &[ColdPlace],
-    number: u32,
     compact: Option<&Compact>,
+    (number, haste): (u32, bool),
 ) -> Result<Done, JobError> {
     let head = head_of(shop, inputs, number, compact.is_some());
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
     let extents = check_joints(shop.store, shop.view, inputs, &indexes)?;
     let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
-    let mut file = NewFile::create(shop.store, head, false)?;
+    let mut file = NewFile::create(shop.store, head, haste)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
     let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes };
-    let mut out = Out { file: &mut file, store: &store, any: false };
+    let mut out = Out { file: &mut file, store: &store, any: false, kept_bytes: 0 };
     let (clean_to, records_removed) = match compact {
         None => {
-            let mut source = read.open()?;
-            while let Some(entry) = source.next()? {
-                out.push(&entry)?;
+            if inputs.iter().any(|place| place.entry.compacted || place.entry.promoted.is_some()) {
+                let mut source = read.open()?;
+                while let Some(entry) = source.next()? {
+                    out.push(&entry)?;
+                }
+            } else {
+                let keep = Keep { bytes: shop.keep_block_bytes, haste };
+                super::join::join(read.sources(), &extents, keep, &mut out)?;
             }
             (BTreeMap::new(), 0)
         }
@@ -66,11 +78,11 @@ pub(super) fn merge(
             compacted(&mut read, rules, &elsewhere, shop.now_ms, &mut out)?
         }
     };
-    let any = out.any;
+    let (any, kept_bytes) = (out.any, out.kept_bytes);
     // A segment without records has no place in the manifest: what is left of the file goes at the next start.
     let segment = if any { Some((number, file.finish(shop.store, None)?)) } else { None };
     let read_bytes = inputs.iter().map(|place| place.entry.stored_bytes()).sum();
-    Ok(Done::Merged { segment, read_bytes, clean_to, records_removed })
+    Ok(Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed })
 }
 
 /// What a partition has in one input must go on where the one before ended.
@@ -84,16 +96,23 @@ fn check_joints(
     for (place, index) in inputs.iter().zip(indexes) {
         let mut apart = None;
         each_span(store, place, index, |span| {
-            let known = extents.entry(span.partition).or_insert_with(|| Extent {
-                first: span.first_offset,
-                end: span.first_offset,
-                begins_in: (place.number, place.entry.compacted),
-                ends_in: place.number,
-            });
-            if !joins(view, span.partition, known.end, span.first_offset) {
-                apart.get_or_insert(known.ends_in);
+            let min_timestamp = place.entry.min_timestamp;
+            match extents.entry(span.partition) {
+                Entry::Vacant(free) => {
+                    let start = view.tables().partitions.get(span.partition).map(|partition| partition.start);
+                    let begins_in = (place.number, place.entry.compacted);
+                    free.insert(Extent { span: *span, min_timestamp, start, begins_in, ends_in: place.number });
+                }
+                Entry::Occupied(mut known) => {
+                    let known = known.get_mut();
+                    if !joins(view, span.partition, known.span.next_offset, span.first_offset) {
+                        apart.get_or_insert(known.ends_in);
+                    }
+                    known.span.extend(span);
+                    known.min_timestamp = known.min_timestamp.min(min_timestamp);
+                    known.ends_in = place.number;
+                }
             }
-            (known.end, known.ends_in) = (span.next_offset, place.number);
         })?;
         if let Some(before) = apart {
             return Err(JobError::Apart { before, after: place.number });
@@ -117,9 +136,12 @@ fn elsewhere(shop: &mut Workshop<'_, '_>, class: u32, extents: &Extents) -> Resu
     for place in places.iter().filter(|place| place.entry.class != class) {
         let looked = open_index(shop.store, place).and_then(|index| {
             each_span(shop.store, place, &index, |span| {
-                let Some(extent) = extents.get(&span.partition).filter(|extent| span.first_offset < extent.end) else { return };
+                let Some(extent) = extents.get(&span.partition).filter(|extent| span.first_offset < extent.span.next_offset)
+                else {
+                    return;
+                };
                 found.insert(span.partition);
-                if span.next_offset == extent.first {
+                if span.next_offset == extent.span.first_offset {
                     joined.insert(span.partition);
                 }
             })
@@ -132,8 +154,9 @@ fn elsewhere(shop: &mut Workshop<'_, '_>, class: u32, extents: &Extents) -> Resu
     }
     for (&partition, extent) in extents {
         let (number, compacted) = extent.begins_in;
-        let start = shop.view.tables().partitions.get(partition).map_or(extent.first, |partition| partition.start);
-        if !compacted && extent.first > start && !joined.contains(&partition) {
+        let first = extent.span.first_offset;
+        let start = shop.view.tables().partitions.get(partition).map_or(first, |partition| partition.start);
+        if !compacted && first > start && !joined.contains(&partition) {
             return Err(JobError::Hole { number, partition, offset: start });
         }
     }
@@ -165,6 +188,15 @@ struct Inputs<'a, 's> {
 }
 
 impl<'a> Inputs<'a, '_> {
+    /// All blocks of all inputs, none of which is promoted.
+    fn sources(&self) -> Vec<Source<impl FnMut(u64, usize) -> Result<Bytes, DiskError> + 'a>> {
+        let inputs = self.places.iter().zip(self.indexes);
+        let source = |(place, index): (&ColdPlace, &Arc<ColdIndex>)| {
+            Source::new(&head_of_input(place), Arc::clone(index), fetch(self.store, FileId::Cold(place.number)))
+        };
+        inputs.map(source).collect()
+    }
+
     /// All runs of all inputs in order, without what nobody can read any more.
     fn open(&mut self) -> Result<impl RunSource<Error = JobError> + 'a, JobError> {
         let (store, view, log_id, holes) = (self.store, self.view, self.log_id, self.holes);
@@ -172,11 +204,7 @@ impl<'a> Inputs<'a, '_> {
             let number = place.number;
             let promoted = place.entry.promoted;
             let file = if promoted.is_some() { FileId::Promoted(number) } else { FileId::Cold(number) };
-            let fetch = move |at, bytes| match store.borrow_mut().read(file, at, bytes) {
-                // Counts as damage of the blocks there.
-                Err(DiskError::Io { .. } | DiskError::Short { .. } | DiskError::Missing { .. }) => Ok(Bytes::new()),
-                read => read,
-            };
+            let fetch = fetch(store, file);
             let damage = Arc::new(std::sync::Mutex::new(None));
             let noted = Arc::clone(&damage);
             let note = move |block: DamagedBlock| {
@@ -194,6 +222,14 @@ impl<'a> Inputs<'a, '_> {
         });
         let keep = move |id: PartitionId, _: i64| view.tables().partitions.get(id).map(|partition| partition.start);
         Ok(Plain(Merge::new(scans, keep).map_err(plain)?))
+    }
+}
+
+/// Bytes of a file; none where they cannot be read, which counts as damage of what lies there.
+fn fetch<'a>(store: &'a Store<'_>, file: FileId) -> impl FnMut(u64, usize) -> Result<Bytes, DiskError> + 'a {
+    move |at, bytes| match store.borrow_mut().read(file, at, bytes) {
+        Err(DiskError::Io { .. } | DiskError::Short { .. } | DiskError::Missing { .. }) => Ok(Bytes::new()),
+        read => read,
     }
 }
 
@@ -258,16 +294,26 @@ fn plain(error: MergeError<JobError>) -> JobError {
     }
 }
 
-struct Out<'a, 's> {
+pub(super) struct Out<'a, 's> {
     file: &'a mut NewFile,
     store: &'a Store<'s>,
     any: bool,
+    kept_bytes: u64,
 }
 
 impl Out<'_, '_> {
     fn push(&mut self, entry: &ColdEntry) -> Result<(), DiskError> {
+        self.add(|writer| writer.push(entry))
+    }
+
+    pub(super) fn add(&mut self, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError> {
         self.any = true;
-        self.file.push(&mut **self.store.borrow_mut(), entry)
+        self.file.add(&mut **self.store.borrow_mut(), add)
+    }
+
+    pub(super) fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError> {
+        self.kept_bytes += u64::from(place.bytes);
+        self.add(|writer| writer.take_over(block, place))
     }
 }
 

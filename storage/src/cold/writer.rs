@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::block::{BLOCK_HEAD_BYTES, BlockBuilder, Packer};
+use super::block::{BLOCK_HEAD_BYTES, BlockBuilder, Packer, StoredBlock};
 use super::index::encode_index;
 use super::pages::{PAGE_SPANS, encode_page};
 use super::{BlockPlace, ColdEntry, Footer, PagePlace, PartitionSpan, SegmentHead};
@@ -114,6 +114,29 @@ impl SegmentWriter {
             batch_bytes: entry.batches.len() as u64,
             records,
         });
+        self.gather(entry);
+    }
+
+    /// Says all that a partition will have in the segment, by [`gather`](Self::gather) and [`take_over`](Self::take_over): behind all
+    /// that was added before. `min_timestamp` is at most that of any entry.
+    pub(super) fn announce(&mut self, span: PartitionSpan, min_timestamp: i64) {
+        self.note(span);
+        if let Some((min, _)) = &mut self.timestamps {
+            *min = min_timestamp.min(*min);
+        }
+    }
+
+    /// Adds a block of the partition that was announced last, as it is.
+    pub(super) fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) {
+        self.close_block();
+        let (head, stored) = block.moved(self.head.number, self.blocks.len() as u32);
+        self.blocks.push(BlockPlace { at: self.out.at(), ..*place });
+        self.out.write(&head);
+        self.out.write(stored);
+    }
+
+    /// Adds batches of the partition that was noted last to the block that is being gathered.
+    pub(super) fn gather(&mut self, entry: &ColdEntry) {
         if self.block.fits(entry) {
             return self.block.add(entry);
         }
@@ -196,10 +219,7 @@ impl SegmentWriter {
         match self.spans.last_mut() {
             Some(span) if span.partition == new.partition => {
                 assert!(span.next_offset <= new.first_offset, "entries of a partition come in the order of their offsets");
-                span.next_offset = new.next_offset;
-                span.max_timestamp = span.max_timestamp.max(new.max_timestamp);
-                span.batch_bytes += new.batch_bytes;
-                span.records += new.records;
+                span.extend(&new);
             }
             last => {
                 assert!(last.is_none_or(|span| span.partition < new.partition), "partitions come in their order");

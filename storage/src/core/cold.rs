@@ -207,8 +207,9 @@ impl<T> Engine<T> {
                 self.counters.damaged_frames += damaged;
                 self.segments_made(&segments, to);
             }
-            (Running::Merge { inputs, class }, Done::Merged { segment, read_bytes, clean_to, records_removed }) => {
+            (Running::Merge { inputs, class }, Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed }) => {
                 self.counters.merged_from_bytes += read_bytes;
+                self.counters.merged_kept_bytes += kept_bytes;
                 self.counters.merged_to_bytes += segment.map_or(0, |(_, entry)| entry.file_bytes);
                 self.counters.records_compacted += records_removed;
                 cold.clean_to.insert(class, clean_to);
@@ -482,7 +483,14 @@ impl<T> Engine<T> {
         let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
         let number = self.cold.as_ref().expect("only then are there jobs").number_next;
         let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
-        (running, Job::Merge { inputs, number, compact, plan: self.write_plan() })
+        (running, Job::Merge { inputs, number, compact, haste: self.in_burst(), plan: self.write_plan() })
+    }
+
+    /// Whether producers fill segments one after the other.
+    pub(super) fn in_burst(&self) -> bool {
+        let newest = self.sealed.back().map(|newest| newest.last_written_ms);
+        let config = self.cold.as_ref().map(|cold| &cold.config);
+        config.zip(newest).is_some_and(|(config, newest_ms)| is_burst(config, newest_ms, self.now.wall_ms))
     }
 
     /// While stopping only what somebody waits for is done.
@@ -500,9 +508,10 @@ impl<T> Engine<T> {
         let bytes = waiting.clone().count() as u64 * self.limits.segment_bytes;
         let short = self.is_short_of_segments() || self.index_is_large();
         let bound = cold.wal_segments_max(self.limits.segment_bytes) as u64 * self.limits.segment_bytes;
-        let enough = sort_from(&cold.config, bound, newest_ms, self.now.wall_ms);
-        // Half of what may wait beyond it has come in since: the sorter does not keep up.
-        let haste = bytes >= bound / 4 * 3;
+        let burst = is_burst(&cold.config, newest_ms, self.now.wall_ms);
+        let enough = sort_from(&cold.config, bound, burst);
+        // Producers want the processor, or half of what may wait beyond it has come in since: the sorter does not keep up.
+        let haste = burst || bytes >= bound / 4 * 3;
         if !old && bytes < enough && !short {
             return None;
         }
@@ -563,10 +572,13 @@ impl<T> Engine<T> {
     }
 }
 
-/// Bytes of full segments from which they are sorted. Segments that fill one after the other leave the sorter no processor of its own:
-/// what it takes, producers lack. Never so much waits that the WAL's bound holds up appends before the sorter has begun.
-fn sort_from(config: &ColdConfig, wal_bound: u64, newest_ms: u64, now_ms: u64) -> u64 {
-    let burst = newest_ms.saturating_add(millis(config.burst_segment)) > now_ms;
+/// Segments that fill one after the other leave the sorter no processor of its own: what it takes, producers lack.
+fn is_burst(config: &ColdConfig, newest_ms: u64, now_ms: u64) -> bool {
+    config.burst_bytes > 0 && newest_ms.saturating_add(millis(config.burst_segment)) > now_ms
+}
+
+/// Bytes of full segments from which they are sorted. Never so much waits that the WAL's bound holds up appends before the sorter has begun.
+fn sort_from(config: &ColdConfig, wal_bound: u64, burst: bool) -> u64 {
     config.sort_bytes.max(if burst { config.burst_bytes.min(wal_bound / 2) } else { 0 })
 }
 
@@ -622,9 +634,11 @@ mod tests {
     fn sorting_waits_for_a_quiet_second_but_not_for_the_bound_of_the_wal() {
         let config =
             ColdConfig { sort_bytes: 64, burst_bytes: 500, burst_segment: Duration::from_secs(1), ..ColdConfig::default() };
-        assert_eq!(sort_from(&config, 2000, 10_000, 10_999), 500, "a segment was filled within this second");
-        assert_eq!(sort_from(&config, 2000, 10_000, 11_000), 64);
-        assert_eq!(sort_from(&config, 600, 10_000, 10_000), 300, "half of what the WAL may take");
-        assert_eq!(sort_from(&config, 100, 10_000, 10_000), 64);
+        assert!(is_burst(&config, 10_000, 10_999), "a segment was filled within this second");
+        assert!(!is_burst(&config, 10_000, 11_000));
+        assert!(!is_burst(&ColdConfig { burst_bytes: 0, ..config.clone() }, 10_000, 10_999), "not asked for");
+        assert_eq!((sort_from(&config, 2000, true), sort_from(&config, 2000, false)), (500, 64));
+        assert_eq!(sort_from(&config, 600, true), 300, "half of what the WAL may take");
+        assert_eq!(sort_from(&config, 100, true), 64);
     }
 }

@@ -22,6 +22,9 @@ use crate::view::ColdPlace;
 /// A class with less than this that is not compacted yet waits for more: each compaction writes the whole class.
 const DIRTY_BYTES_MIN: u64 = 1 << 20;
 
+/// While producers are in a hurry nothing is merged before there are so many times a merge's inputs.
+const LEFT_IN_BURST: usize = 16;
+
 impl<T> Engine<T> {
     /// The next segment that retention, or a full disk, takes out.
     pub(super) fn segment_to_go(&self) -> Option<(ColdPlace, Why)> {
@@ -50,6 +53,10 @@ impl<T> Engine<T> {
         let cold = self.cold.as_ref()?;
         let places = Arc::clone(&self.view.tables().cold);
         let fan_in = cold.config().merge_fan_in.clamp(2, FAN_IN_MAX);
+        let sorted = places.iter().filter(|place| place.entry.promoted.is_none()).count();
+        if self.in_burst() && sorted < fan_in * LEFT_IN_BURST {
+            return None;
+        }
         for (class, segments) in by_class(&places) {
             let policy = cold.policies.get(&class).cloned().unwrap_or_default();
             if policy.compact && segments.len() <= FAN_IN_MAX && cold.may_merge(&segments) {

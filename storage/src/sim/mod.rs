@@ -105,6 +105,8 @@ pub struct Tally {
     pub expired: u64,
     /// Bytes of cold segments that were merged.
     pub merged: u64,
+    /// And those of blocks that merges took over as they were.
+    pub kept: u64,
     /// Records that compaction left out.
     pub compacted: u64,
     /// Compactions that went on where the key map of the one before was full.
@@ -172,6 +174,7 @@ impl Tally {
         self.promoted += other.promoted;
         self.expired += other.expired;
         self.merged += other.merged;
+        self.kept += other.kept;
         self.compacted += other.compacted;
         self.passes += other.passes;
         self.rereads += other.rereads;
@@ -476,6 +479,7 @@ impl World {
                 self.tally.recycled += stats.recycled;
                 self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
                 self.tally.merged += stats.merged_from_bytes;
+                self.tally.kept += stats.merged_kept_bytes;
                 self.tally.compacted += stats.records_compacted;
             }
             self.tally.sorted += life.engine.view().tables().cold.len() as u64;
@@ -582,11 +586,14 @@ impl World {
         let mut stores = StoreMap::from([(0, Box::new(self.disk.cold(cut)) as Box<dyn ColdStore>)]);
         let mut store = Stores::new(&mut stores, &view, vec![0]);
         let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
+        // Batches are small here: of a few thousand bytes, so that many blocks are.
+        let keep_block_bytes = sort_memory_bytes / 16;
         let mut shop = Workshop {
             store: &mut store,
             view: &view,
             log_id: life.report.volume_id,
             sort_memory_bytes,
+            keep_block_bytes,
             now_ms: self.now.wall_ms,
         };
         if let Job::Merge { compact: Some(compact), .. } = &job {

@@ -221,6 +221,7 @@ impl PairWorld {
                 let stats = life.engine.view().stats_mut();
                 self.tally.promoted += stats.segments_promoted;
                 self.tally.merged += stats.merged_from_bytes;
+                self.tally.kept += stats.merged_kept_bytes;
                 self.tally.expired += stats.segments_expired;
                 self.tally.rescued += life.engine.view().reads.rescued.load(Ordering::Relaxed);
             }

@@ -223,8 +223,10 @@ impl PairWorld {
         let wal: Vec<u8> = whole.iter().filter_map(|name| life.tier.numbers[name.parse::<usize>().ok()?]).collect();
         let mut store = Stores::new(&mut stores, &view, wal);
         let sort_memory_bytes = self.config.cold.as_ref().map_or(0, |cold| cold.sort_memory_bytes);
+        // Batches are small here: of a few thousand bytes, so that many blocks are.
+        let keep_block_bytes = sort_memory_bytes / 16;
         let (log_id, now_ms) = (life.report.volume_id, self.now.wall_ms);
-        let result = Workshop { store: &mut store, view: &view, log_id, sort_memory_bytes, now_ms }.run(&job);
+        let result = Workshop { store: &mut store, view: &view, log_id, sort_memory_bytes, keep_block_bytes, now_ms }.run(&job);
         // What a dying disk does not read comes to nothing: nothing more is written on it either.
         let sound = whole.iter().any(|name| name.parse().is_ok_and(|n: usize| !self.disks[n].get().is_dead()));
         self.note_job(&job, &result, sound)?;
