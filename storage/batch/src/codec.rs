@@ -1,8 +1,9 @@
 //! Compression of a batch's records as a whole. zstd is done and undone here; Kafka's other codecs are known by name, so
 //! that their users are told what to change.
 
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
-use zstd::zstd_safe::DParameter;
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use crate::error::BatchError;
 use crate::header::ATTRIBUTE_CODEC;
@@ -29,7 +30,15 @@ const WINDOW_LOG_MAX: u32 = 23;
 /// Output grows in steps of this, doubling, so that a small lie in a header cannot reserve much.
 const GROWTH_BYTES_MIN: usize = 64 << 10;
 
+/// A thread keeps its context for the next batch, since making one costs as much as some KiB of records. One that has grown beyond this
+/// is given back: a stream that does not say how long it is may ask for a window of 8 MiB.
+const CONTEXT_BYTES_MAX: usize = 1 << 20;
+
 const CODE_ZSTD: i16 = 4;
+
+thread_local! {
+    static CONTEXT: RefCell<Option<DCtx<'static>>> = const { RefCell::new(None) };
+}
 
 impl Codec {
     /// `none` or `zstd`.
@@ -63,16 +72,34 @@ impl Codec {
 
 /// Undoes zstd into `out` (emptied first), writing at most `bytes_max` bytes whatever the stream claims to hold.
 pub(crate) fn decompress(stream: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), BatchError> {
+    CONTEXT.with_borrow_mut(|kept| {
+        // After a failure as after a success the next stream begins anew; the limits stay.
+        let mut kept_context = kept.take();
+        kept_context.take_if(|context| context.reset(ResetDirective::SessionOnly).is_err());
+        let mut context = kept_context.map_or_else(new_context, Ok)?;
+        let result = run(&mut context, stream, out, bytes_max);
+        *kept = Some(context).filter(|context| context.sizeof() <= CONTEXT_BYTES_MAX);
+        result
+    })
+}
+
+fn new_context() -> Result<DCtx<'static>, BatchError> {
+    let mut context = DCtx::try_create().ok_or(failed("no memory for its decoder"))?;
+    context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| failed("zstd takes no window limit"))?;
+    Ok(context)
+}
+
+fn run(context: &mut DCtx<'_>, stream: &[u8], out: &mut Vec<u8>, bytes_max: usize) -> Result<(), BatchError> {
     out.clear();
-    let mut decoder = Decoder::new().map_err(|_| failed("no memory for its decoder"))?;
-    decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| failed("zstd takes no window limit"))?;
     let mut input = InBuffer::around(stream);
     grow(out, stream.len().saturating_mul(4), bytes_max);
     loop {
         let start = out.len();
         let mut output = OutBuffer::around_pos(out, start);
         let consumed = input.pos();
-        let hint = decoder.run(&mut input, &mut output).map_err(|_| failed("not a zstd stream, or its window is over 8 MiB"))?;
+        let hint = context
+            .decompress_stream(&mut output, &mut input)
+            .map_err(|_| failed("not a zstd stream, or its window is over 8 MiB"))?;
         let all_read = input.pos() == stream.len();
         if hint == 0 && all_read {
             // A frame ended exactly where the bytes end.
@@ -103,4 +130,54 @@ fn grow(out: &mut Vec<u8>, step: usize, bytes_max: usize) {
 
 fn failed(reason: &'static str) -> BatchError {
     BatchError::Decompress { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn inflate(stream: &[u8], bytes_max: usize) -> Result<Vec<u8>, BatchError> {
+        let mut out = Vec::new();
+        decompress(stream, &mut out, bytes_max).map(|()| out)
+    }
+
+    /// Without its length, so that a window must be kept while it is undone.
+    fn streamed(raw: &[u8], window_log: u32) -> Vec<u8> {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.include_contentsize(false).unwrap();
+        encoder.write_all(raw).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn kept_bytes() -> Option<usize> {
+        CONTEXT.with_borrow(|kept| kept.as_ref().map(DCtx::sizeof))
+    }
+
+    #[test]
+    fn a_context_is_good_for_what_comes_after_a_failure() {
+        let raw: Vec<u8> = (0..50_000_u32).flat_map(|n| (n / 9).to_le_bytes()).collect();
+        let whole = streamed(&raw, 17);
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2..].fill(0);
+        let failures = [&damaged[..], &whole[..whole.len() / 2], b"not zstd"];
+        for failure in failures {
+            assert_eq!(inflate(&whole, raw.len()).as_deref(), Ok(&raw[..]));
+            assert!(kept_bytes().is_some());
+            assert!(inflate(failure, raw.len()).is_err());
+        }
+        assert_eq!(inflate(&whole, raw.len() - 1), Err(BatchError::TooLarge { max: raw.len() - 1 }));
+        assert_eq!(inflate(&whole, raw.len()).as_deref(), Ok(&raw[..]));
+    }
+
+    #[test]
+    fn a_kept_context_still_refuses_wide_windows_and_does_not_keep_their_memory() {
+        let raw = vec![7; 9 << 20];
+        assert!(inflate(&streamed(&raw[..1000], 17), 1000).is_ok());
+        assert!(kept_bytes().is_some());
+        assert!(matches!(inflate(&streamed(&raw, WINDOW_LOG_MAX + 1), raw.len()), Err(BatchError::Decompress { .. })));
+        assert_eq!(inflate(&streamed(&raw, WINDOW_LOG_MAX), raw.len()).as_deref(), Ok(&raw[..]));
+        assert_eq!(kept_bytes(), None, "8 MiB are not kept for one stream");
+    }
 }

@@ -1,11 +1,13 @@
 //! What a compacted partition must hold, by Kafka's rules: a record may be missing only where a later one of its key was acknowledged,
 //! or where it is old enough to go by itself; then nothing older of its key may be seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use super::Tally;
 use super::client::KEYED;
-use super::model::{Contents, Model, State};
+use super::model::{Contents, Entries, Model, State};
+use super::parsed::{KeyedRecord, Parsed};
 use crate::config::ClassPolicy;
 use crate::types::*;
 
@@ -20,34 +22,19 @@ pub(super) struct Keyed {
     lost: BTreeSet<(PartitionId, i64)>,
 }
 
-/// A record with a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KeyedRecord {
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-    pub(super) timestamp: i64,
-    /// Attempt, entry, record.
-    id: [u8; 16],
-}
+/// Records with their offsets, in their order.
+type Row<'a> = Vec<(i64, &'a KeyedRecord)>;
 
-impl KeyedRecord {
-    /// Attempt and entry.
-    pub(super) fn sent_as(&self) -> (usize, usize) {
-        (crate::format::u64_at(&self.id, 0) as usize, crate::format::u32_at(&self.id, 8) as usize)
+/// The records of batches, from `start` on. Where two take the same offset, the later batch counts.
+pub(super) fn row_of(batches: &[(i64, Rc<Parsed>)], start: i64) -> Row<'_> {
+    let records = batches.iter().flat_map(|(base, parsed)| parsed.records.iter().map(move |(at, record)| (base + at, record)));
+    let mut row: Row<'_> = records.filter(|(offset, _)| *offset >= start).collect();
+    if !row.is_sorted_by(|one, next| one.0 < next.0) {
+        row.reverse();
+        row.sort_by_key(|(offset, _)| *offset);
+        row.dedup_by_key(|(offset, _)| *offset);
     }
-}
-
-/// Offsets and records of a batch.
-pub(super) fn records_of(batch: &[u8]) -> Result<Vec<(i64, KeyedRecord)>, String> {
-    let mut scratch = Vec::new();
-    let parsed = weir_batch::RecordBatch::verify(batch).map_err(|error| error.to_string())?;
-    let records = parsed.records(&mut scratch).map_err(|error| error.to_string())?;
-    let own = |record: weir_batch::Record<'_>| {
-        let (_, id) = record.headers.iter().next()?;
-        let (key, id) = (record.key?.to_vec(), id?.try_into().ok()?);
-        Some((record.offset, KeyedRecord { key, value: record.value.map(<[u8]>::to_vec), timestamp: record.timestamp, id }))
-    };
-    records.map(|record| own(record.map_err(|error| error.to_string())?).ok_or_else(|| "a foreign record".to_owned())).collect()
+    row
 }
 
 impl Model {
@@ -59,14 +46,13 @@ impl Model {
         self.keyed.is_some() && KEYED.contains(&id)
     }
 
-    /// What was acknowledged, from `start` on.
-    fn sent_records(&self, id: PartitionId, start: i64) -> Result<BTreeMap<i64, KeyedRecord>, String> {
-        let mut sent = BTreeMap::new();
-        for (base, (attempt, n)) in &self.partitions[&id] {
-            let records = records_of(&self.attempts[*attempt].append.entries[*n].batches)?;
-            sent.extend(records.into_iter().map(|(at, record)| (base + at, record)).filter(|(offset, _)| *offset >= start));
-        }
-        Ok(sent)
+    /// What was acknowledged.
+    fn sent_batches(&self, id: PartitionId) -> Result<Vec<(i64, Rc<Parsed>)>, String> {
+        let parse = |(base, (attempt, n)): (&i64, &(usize, usize))| {
+            let batch = &self.attempts[*attempt].append.entries[*n].batches;
+            Ok((*base, self.library.sent((*attempt, *n), batch)?))
+        };
+        self.partitions[&id].iter().map(parse).collect()
     }
 
     pub(super) fn check_keyed(
@@ -77,28 +63,26 @@ impl Model {
         tally: &mut Tally,
     ) -> Result<(), String> {
         self.take_over(id, bounds, &contents.partitions[&id], tally);
-        let sent = self.sent_records(id, bounds.start)?;
-        let nothing = BTreeMap::new();
-        let found = contents.keyed.get(&id).unwrap_or(&nothing);
-        for (offset, record) in found.range(bounds.start..) {
-            match sent.get(offset) {
-                Some(sent) if sent == record => {}
-                Some(sent) => return Err(format!("partition {id}: {sent:?} at {offset} has become {record:?}")),
-                None => return Err(format!("partition {id} has {record:?} at {offset}, where it should not be")),
-            }
-        }
-        let mut latest: BTreeMap<&[u8], i64> = BTreeMap::new();
-        latest.extend(sent.iter().map(|(offset, record)| (&record.key[..], *offset)));
+        let sent = self.sent_batches(id)?;
+        let sent = row_of(&sent, bounds.start);
+        let found = contents.keyed.get(&id).map_or(&[][..], Vec::as_slice);
+        let found = row_of(found, bounds.start);
+        check_found(id, &sent, &found)?;
+        // The latest of each key, of what was sent and of what is still there.
+        let mut latest = vec![None; self.library.keys()];
+        sent.iter().for_each(|(offset, record)| latest[record.number] = Some(*offset));
+        let mut visible = vec![None; latest.len()];
         let damage_allowed = self.damage_allowed;
         let in_gap = |offset: i64| contents.gaps.iter().any(|(gap, from, to)| *gap == id && (*from..*to).contains(&offset));
         let mut lost = Vec::new();
-        let mut visible: BTreeMap<&[u8], i64> = BTreeMap::new();
+        let mut rest = found.iter().peekable();
         for (offset, record) in &sent {
-            if found.contains_key(offset) {
-                visible.insert(&record.key, *offset);
+            // Nothing was found where nothing was sent, so the two rows go in step.
+            if rest.next_if(|(at, _)| at == offset).is_some() {
+                visible[record.number] = Some(*offset);
                 continue;
             }
-            let superseded = latest[&record.key[..]] > *offset;
+            let superseded = latest[record.number] > Some(*offset);
             if damage_allowed && in_gap(*offset) {
                 lost.push((id, *offset));
             } else if !superseded && !self.may_be_gone(record) {
@@ -107,9 +91,11 @@ impl Model {
             }
         }
         let damaged = contents.gaps.iter().any(|(gap, ..)| *gap == id);
-        let back = visible.iter().find(|(key, offset)| latest[**key] != **offset);
-        if let Some((key, offset)) = back.filter(|_| !damaged) {
-            let key = String::from_utf8_lossy(key);
+        let is_back =
+            |record: &KeyedRecord, offset: i64| visible[record.number] == Some(offset) && latest[record.number] != Some(offset);
+        let back = sent.iter().find(|(offset, record)| is_back(record, *offset));
+        if let Some((offset, record)) = back.filter(|_| !damaged) {
+            let key = String::from_utf8_lossy(&record.key);
             return Err(format!("partition {id}: {key} is seen at {offset}, but what came after it is gone"));
         }
         let keyed = self.keyed.as_mut().expect("only then are partitions keyed");
@@ -118,7 +104,7 @@ impl Model {
     }
 
     /// What damage did to an end is believed; what lies before the start is forgotten.
-    fn take_over(&mut self, id: PartitionId, bounds: PartitionBounds, found: &BTreeMap<i64, (usize, usize)>, tally: &mut Tally) {
+    fn take_over(&mut self, id: PartitionId, bounds: PartitionBounds, found: &Entries, tally: &mut Tally) {
         let partition = self.partitions.get_mut(&id).expect("listed");
         let attempts = &mut self.attempts;
         if self.damage_allowed {
@@ -130,7 +116,7 @@ impl Model {
                 }
                 stays
             });
-            partition.extend(found.iter().map(|(base, entry)| (*base, *entry)));
+            partition.extend(found.iter().copied());
         }
         partition
             .retain(|base, (attempt, n)| base + i64::from(attempts[*attempt].append.entries[*n].record_count) > bounds.start);
@@ -143,4 +129,18 @@ impl Model {
         let tombstone = record.value.is_none() && older_than(policy.delete_retention_ms);
         tombstone || (policy.delete && policy.retention_ms.is_some_and(older_than))
     }
+}
+
+/// What is there was sent, and is what was sent.
+fn check_found(id: PartitionId, sent: &Row<'_>, found: &Row<'_>) -> Result<(), String> {
+    let mut rest = sent.iter();
+    for (offset, record) in found {
+        match rest.find(|(at, _)| at >= offset).filter(|(at, _)| at == offset) {
+            // A batch that is as it was sent gave its records to both rows.
+            Some((_, sent)) if std::ptr::eq(*sent, *record) || sent == record => {}
+            Some((_, sent)) => return Err(format!("partition {id}: {sent:?} at {offset} has become {record:?}")),
+            None => return Err(format!("partition {id} has {record:?} at {offset}, where it should not be")),
+        }
+    }
+    Ok(())
 }

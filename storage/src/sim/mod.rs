@@ -26,6 +26,7 @@ mod client;
 mod keyed;
 mod model;
 pub(crate) mod pair;
+mod parsed;
 mod tier;
 
 use std::sync::Arc;

@@ -1,10 +1,12 @@
 //! What the log should hold, kept in the simplest way there is, and the comparison with what it does hold.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::sync::mpsc;
 
 use super::Tally;
-use super::keyed::{Keyed, KeyedRecord, records_of};
+use super::keyed::{Keyed, row_of};
+use super::parsed::{BEHIND_OFFSET, Library, Parsed};
 use crate::batches;
 use crate::core::Engine;
 use crate::read::ReadPath;
@@ -33,6 +35,8 @@ pub(super) struct Attempt {
     original: Option<usize>,
     /// Offset the producer was told.
     told: i64,
+    /// The same for all that say the same: the first attempt to send a lane's batch.
+    logical: usize,
 }
 
 #[derive(Clone)]
@@ -47,23 +51,29 @@ pub(super) struct Model {
     /// Starts that producers asked for.
     raised: BTreeMap<PartitionId, i64>,
     lanes: BTreeMap<ProducerKey, u64>,
+    /// First attempts of the lanes' batches.
+    firsts: BTreeMap<(ProducerKey, u64), usize>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Partitions once everything pending has gone through.
     believed: BTreeSet<PartitionId>,
     pub(super) damage_allowed: bool,
     /// Of wide histories.
     pub(super) keyed: Option<Keyed>,
+    pub(super) library: Library,
     /// Unix time of the check.
     pub(super) now_ms: u64,
 }
 
-/// What was read: base offset to (attempt, entry), and the gaps between.
+/// Base offsets with (attempt, entry), in their order.
+pub(super) type Entries = Vec<(i64, (usize, usize))>;
+
+/// What was read, and the gaps between.
 #[derive(Default)]
 pub(super) struct Contents {
-    pub(super) partitions: BTreeMap<PartitionId, BTreeMap<i64, (usize, usize)>>,
+    pub(super) partitions: BTreeMap<PartitionId, Entries>,
     pub(super) gaps: Vec<(PartitionId, i64, i64)>,
-    /// Of keyed partitions: offset to record.
-    pub(super) keyed: BTreeMap<PartitionId, BTreeMap<i64, KeyedRecord>>,
+    /// Of keyed partitions: base offsets with what the batches hold, in their order.
+    pub(super) keyed: BTreeMap<PartitionId, Vec<(i64, Rc<Parsed>)>>,
 }
 
 impl Model {
@@ -76,10 +86,12 @@ impl Model {
             starts: BTreeMap::new(),
             raised: BTreeMap::new(),
             lanes: BTreeMap::new(),
+            firsts: BTreeMap::new(),
             meta: BTreeMap::new(),
             believed: BTreeSet::new(),
             damage_allowed,
             keyed: None,
+            library: Library::default(),
             now_ms: 0,
         }
     }
@@ -105,8 +117,13 @@ impl Model {
                 PartitionOp::RaiseStart(..) | PartitionOp::SetClass(..) => true,
             };
         }
-        self.pending.push_back(self.attempts.len());
-        self.attempts.push(Attempt { append, state: State::Pending, original, told: -1 });
+        let attempt = self.attempts.len();
+        let logical = match append.mark {
+            Some(mark) => *self.firsts.entry((mark.key, mark.base_sequence)).or_insert(attempt),
+            None => attempt,
+        };
+        self.pending.push_back(attempt);
+        self.attempts.push(Attempt { append, state: State::Pending, original, told: -1, logical });
     }
 
     pub(super) fn committed(&mut self, attempt: usize, base_offsets: &[i64], tally: &mut Tally) -> Result<(), String> {
@@ -269,7 +286,7 @@ impl Model {
     /// The first record from a time on, where timestamps rise; one from that time on, where they do not.
     fn search(&self, id: PartitionId, contents: &Contents, reads: &Arc<ReadPath>, rng: &mut fastrand::Rng) -> Result<(), String> {
         let records: Vec<(i64, i64)> = match contents.keyed.get(&id) {
-            Some(records) => records.iter().map(|(offset, record)| (*offset, record.timestamp)).collect(),
+            Some(batches) => row_of(batches, 0).into_iter().map(|(offset, record)| (offset, record.timestamp)).collect(),
             None => contents.partitions[&id].iter().map(|(base, (attempt, _))| (*base, *attempt as i64)).collect(),
         };
         if records.is_empty() || contents.gaps.iter().any(|(gap, ..)| *gap == id) {
@@ -296,22 +313,21 @@ impl Model {
 
     /// A place between two appends of a partition.
     pub(super) fn some_base(&self, id: PartitionId, rng: &mut fastrand::Rng) -> Option<i64> {
-        let bases: Vec<i64> = self.partitions.get(&id)?.keys().copied().collect();
+        let entries = self.partitions.get(&id)?;
         // Most of what there is stays.
-        Some(*bases.get(rng.usize(0..bases.len().div_ceil(4).max(1)))?)
+        entries.keys().nth(rng.usize(0..entries.len().div_ceil(4).max(1))).copied()
     }
 
     /// Pending appends are there as a prefix: up to the last one that is.
     fn settle_pending(&mut self, contents: &Contents, report: &RecoveryReport) {
-        let found: BTreeSet<usize> =
-            contents.partitions.values().flat_map(|entries| entries.values().map(|(attempt, _)| *attempt)).collect();
+        let mut found = vec![false; self.attempts.len()];
+        contents.partitions.values().flatten().for_each(|(_, (attempt, _))| found[*attempt] = true);
         let pending = std::mem::take(&mut self.pending);
-        let last = pending.iter().rposition(|attempt| found.contains(attempt));
-        let repeats_found = |attempt: &usize| found.contains(attempt);
+        let last = pending.iter().rposition(|attempt| found[*attempt]);
         for (n, attempt) in pending.iter().enumerate() {
             // A resend whose original is stored is not stored itself; everything else before the last one found must be.
-            let is_new = !self.is_repeat(*attempt) || repeats_found(attempt);
-            let lost_to_damage = self.damage_allowed && !report.damage.is_empty() && !found.contains(attempt);
+            let is_new = !self.is_repeat(*attempt) || found[*attempt];
+            let lost_to_damage = self.damage_allowed && !report.damage.is_empty() && !found[*attempt];
             if last.is_some_and(|last| n <= last) && is_new && !lost_to_damage {
                 self.apply(*attempt);
                 if self.damage_allowed {
@@ -332,7 +348,7 @@ impl Model {
             ids.into_iter().filter_map(|id| Some((id, tables.bounds(id)?))).collect()
         };
         for (id, PartitionBounds { start, high_watermark }) in bounds {
-            let mut entries = BTreeMap::new();
+            let mut entries = Entries::new();
             let mut offset = start;
             while offset < high_watermark {
                 match read(reads, ReadRequest { partition: id, offset, bytes_max: 20_000 }) {
@@ -351,9 +367,13 @@ impl Model {
                             }
                             if self.is_keyed(id) {
                                 let records = contents.keyed.entry(id).or_default();
-                                entries.extend(self.recognise_keyed(id, batch, records, tally)?.map(|entry| (base, entry)));
+                                let parsed = self.recognise_keyed(id, base, batch, tally)?;
+                                if let Some(entry) = parsed.sent_as {
+                                    put(&mut entries, base, entry);
+                                    put(records, base, parsed);
+                                }
                             } else {
-                                entries.insert(base, self.recognise(id, batch, tally)?);
+                                put(&mut entries, base, self.recognise(id, base, batch, tally)?);
                             }
                             expected = base + batches::split(batch).flatten().map(|span| i64::from(span.offsets)).sum::<i64>();
                         }
@@ -376,8 +396,20 @@ impl Model {
         Ok(contents)
     }
 
+    /// What should be at a place, if it is there, byte for byte behind the offset: then it need not be looked at further.
+    fn as_sent(&self, id: PartitionId, base: i64, batch: &[u8]) -> Option<(usize, usize)> {
+        let (attempt, n) = *self.partitions.get(&id)?.get(&base)?;
+        let entry = &self.attempts[attempt].append.entries[n];
+        let same = entry.partition == id && entry.batches.get(BEHIND_OFFSET..) == batch.get(BEHIND_OFFSET..);
+        same.then_some((attempt, n))
+    }
+
     /// Whose batch this is; its bytes must be what was sent, but for the offset.
-    fn recognise(&self, id: PartitionId, batch: &[u8], tally: &mut Tally) -> Result<(usize, usize), String> {
+    fn recognise(&self, id: PartitionId, base: i64, batch: &[u8], tally: &mut Tally) -> Result<(usize, usize), String> {
+        if let Some((attempt, n)) = self.as_sent(id, base, batch) {
+            self.is_alive(attempt, tally)?;
+            return Ok((attempt, n));
+        }
         let mut scratch = Vec::new();
         let parsed = weir_batch::RecordBatch::verify(batch).map_err(|error| format!("partition {id}: {error}"))?;
         let first = parsed.records(&mut scratch).map_err(|error| error.to_string())?.next();
@@ -405,23 +437,19 @@ impl Model {
     }
 
     /// Whose batch this is, of which compaction may have left only a part, or nothing.
-    fn recognise_keyed(
-        &self,
-        id: PartitionId,
-        batch: &[u8],
-        into: &mut BTreeMap<i64, KeyedRecord>,
-        tally: &mut Tally,
-    ) -> Result<Option<(usize, usize)>, String> {
-        let records = records_of(batch).map_err(|error| format!("partition {id}: {error}"))?;
-        let Some((attempt, n)) = records.first().map(|(_, record)| record.sent_as()) else { return Ok(None) };
+    fn recognise_keyed(&self, id: PartitionId, base: i64, batch: &[u8], tally: &mut Tally) -> Result<Rc<Parsed>, String> {
+        let parsed = match self.as_sent(id, base, batch) {
+            Some(entry) => self.library.sent(entry, batch),
+            None => self.library.found(id, batch),
+        };
+        let parsed = parsed.map_err(|error| format!("partition {id}: {error}"))?;
+        let Some((attempt, n)) = parsed.sent_as else { return Ok(parsed) };
         let sent = self.attempts.get(attempt).and_then(|sent| sent.append.entries.get(n));
-        let one = records.iter().all(|(_, record)| record.sent_as() == (attempt, n));
-        if !one || sent.is_none_or(|sent| sent.partition != id) {
+        if !parsed.is_one || sent.is_none_or(|sent| sent.partition != id) {
             return Err(format!("partition {id} holds a batch nobody sent there"));
         }
         self.is_alive(attempt, tally)?;
-        into.extend(records);
-        Ok(Some((attempt, n)))
+        Ok(parsed)
     }
 
     fn check_partitions(&mut self, engine: &Engine<usize>, contents: &Contents, tally: &mut Tally) -> Result<(), String> {
@@ -445,13 +473,16 @@ impl Model {
                 continue;
             }
             let model = self.partitions.get_mut(&id).expect("listed");
-            model.retain(|base, _| *base >= bounds.start);
-            let mut missing = Vec::new();
-            for (base, entry) in model.iter() {
-                if found.get(base) != Some(entry) {
-                    missing.push((*base, *entry));
-                }
+            while model.first_key_value().is_some_and(|(base, _)| *base < bounds.start) {
+                model.pop_first();
             }
+            let is_found = |base: i64, entry: (usize, usize)| {
+                found.binary_search_by_key(&base, |(base, _)| *base).is_ok_and(|at| found[at].1 == entry)
+            };
+            let same = model.iter().map(|(base, entry)| (*base, *entry)).eq(found.iter().copied());
+            let all = model.iter().map(|(base, entry)| (*base, *entry));
+            let missing: Entries =
+                if same { Entries::new() } else { all.filter(|(base, entry)| !is_found(*base, *entry)).collect() };
             for (base, (attempt, n)) in missing {
                 let end = base + i64::from(self.attempts[attempt].append.entries[n].record_count);
                 let in_gap = contents.gaps.iter().any(|(gap, from, to)| *gap == id && *from < end && base < *to);
@@ -468,17 +499,18 @@ impl Model {
                     return Err(format!("partition {id}: append {attempt} is missing at {base}, valid are {bounds:?}"));
                 }
             }
-            if let Some((base, entry)) = found.iter().find(|(base, entry)| self.partitions[&id].get(base) != Some(entry)) {
+            let model = &self.partitions[&id];
+            if let Some((base, entry)) = found.iter().find(|(base, entry)| !same && model.get(base) != Some(entry)) {
                 if !self.damage_allowed {
                     return Err(format!("partition {id} has append {} at {base}, where it should not be", entry.0));
                 }
-                self.partitions.get_mut(&id).expect("listed").extend(found.iter().map(|(base, entry)| (*base, *entry)));
+                self.partitions.get_mut(&id).expect("listed").extend(found.iter().copied());
             }
             self.check_end(id, bounds)?;
         }
         if self.damage_allowed {
             for id in open {
-                self.partitions.entry(id).or_insert_with(|| contents.partitions[&id].clone());
+                self.partitions.entry(id).or_insert_with(|| contents.partitions[&id].iter().copied().collect());
                 self.ends.insert(id, tables.bounds(id).map_or(0, |bounds| bounds.high_watermark));
             }
         }
@@ -516,16 +548,17 @@ impl Model {
         Ok(())
     }
 
-    fn check_duplicates(&self, id: PartitionId, found: &BTreeMap<i64, (usize, usize)>, tally: &mut Tally) -> Result<(), String> {
-        let mut seen = BTreeSet::new();
-        for (attempt, n) in found.values() {
-            let sent = &self.attempts[*attempt].append;
-            let logical =
-                sent.mark.map_or((0, 0, *attempt as u64, *n), |mark| (mark.key.id, mark.key.lane, mark.base_sequence, *n));
-            if !seen.insert(logical) {
+    fn check_duplicates(&self, id: PartitionId, found: &Entries, tally: &mut Tally) -> Result<(), String> {
+        // Of each logical append, a bit for each entry; there are only a few.
+        let mut seen = vec![0_u64; self.attempts.len()];
+        for (_, (attempt, n)) in found {
+            let bit = 1 << n;
+            let entries = &mut seen[self.attempts[*attempt].logical];
+            if *entries & bit != 0 {
                 tally.duplicated += 1;
                 return Err(format!("partition {id} holds append {attempt} twice"));
             }
+            *entries |= bit;
         }
         Ok(())
     }
@@ -549,6 +582,17 @@ impl Model {
             return Err(format!("lanes are {lanes:?} instead of {:?}", self.lanes));
         }
         Ok(())
+    }
+}
+
+/// Like a map's: where something is at the same place, it makes way.
+fn put<T>(list: &mut Vec<(i64, T)>, at: i64, item: T) {
+    match list.last() {
+        Some((last, _)) if *last >= at => match list.binary_search_by_key(&at, |(at, _)| *at) {
+            Ok(place) => list[place].1 = item,
+            Err(place) => list.insert(place, (at, item)),
+        },
+        _ => list.push((at, item)),
     }
 }
 
