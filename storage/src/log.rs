@@ -22,7 +22,7 @@ use crate::format::superblock::Peer;
 use crate::mirror::{self, Mirror};
 use crate::read::{ReadPath, ReadReply, TimestampReply};
 use crate::recovery::pair::restore_files;
-use crate::recovery::recover;
+use crate::recovery::recover_timed;
 use crate::replace::{self, Newcomer};
 use crate::report::{LogError, OpenError, RecoveryReport};
 use crate::sorter::{Sorter, Tools};
@@ -144,7 +144,7 @@ impl Log {
         let (mut disk, probe, target) = (opened.disk, opened.probe, opened.target);
         let restored = restore_files(&mut disk)?;
         let fresh_ids = [mirror::fresh_id(), mirror::fresh_id()];
-        let (limits, opening, mut report) = recover(&mut disk, &config, clock.now(), fresh_ids)?;
+        let (limits, opening, mut report) = recover_timed(&mut disk, &config, clock.now(), fresh_ids, stopwatch)?;
         report.files_restored = restored;
         target.fill(&mut disk)?;
         log_report(&report);

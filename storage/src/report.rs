@@ -1,6 +1,7 @@
 //! What opening a log found, and why it could not be opened.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::disk::DiskError;
 use crate::format::superblock::FormatVersion;
@@ -51,6 +52,12 @@ pub struct RecoveryReport {
     pub frames: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Of them, of segments of which every byte was verified.
+    pub verified_bytes: u64,
+    /// Time that these took.
+    pub verified_for: Duration,
+    /// Time that recovery took, new epoch included. The rest of an opening is trying the disk and starting threads.
+    pub read_for: Duration,
     /// Last frame of the log.
     pub last_lsn: Lsn,
     /// The end of the last segment held frames that were never acknowledged and are discarded.

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::ahead::ReadAhead;
-use super::{AlignedBuf, BLOCK_BYTES, DiskError, DiskVerb, FileId};
+use super::{AlignedBuf, BLOCK_BYTES, Chain, DiskError, DiskVerb, FileId};
 
 /// How a write is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,6 +330,13 @@ impl Files {
     pub(super) fn read_ahead(&mut self, file: FileId, at: u64, bytes: usize) {
         if let Ok(fd) = self.get(file) {
             self.ahead.hint(fd, file, at, bytes);
+        }
+    }
+
+    /// The same for reads that each say where the next one is.
+    pub(super) fn read_chain(&mut self, chain: Chain) {
+        if let Ok(fd) = self.get(chain.file) {
+            self.ahead.chain(fd, chain);
         }
     }
 

@@ -359,6 +359,9 @@ pub trait Disk: Send {
     /// A hint: these bytes of a copy are probably read next. Changes nothing of what a read gives.
     fn read_ahead(&mut self, _copy: usize, _file: FileId, _at: u64, _bytes: usize) {}
 
+    /// A hint: short reads of a copy will probably follow, each where the one before says. Changes nothing either.
+    fn read_chain(&mut self, _copy: usize, _chain: Chain) {}
+
     /// No read that a hint was about will follow.
     fn end_read_ahead(&mut self) {}
 
@@ -367,6 +370,20 @@ pub trait Disk: Send {
         assert_eq!(copy, 0, "there is only one copy");
         self.write_now(file, at, data, bytes)
     }
+}
+
+/// Short reads of a file, of which each says where the next one is.
+pub struct Chain {
+    /// Of this file.
+    pub file: FileId,
+    /// The first is here.
+    pub at: u64,
+    /// None goes beyond.
+    pub end: u64,
+    /// Of each.
+    pub bytes: usize,
+    /// How far behind a read the next one is. `None`: there is none.
+    pub next: fn(&[u8]) -> Option<usize>,
 }
 
 /// Reads of 1 MiB and more are alike on the disks that were measured; two of these hold most frames whole.

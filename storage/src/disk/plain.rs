@@ -162,6 +162,10 @@ impl Disk for PlainDisk {
         self.files.read_ahead(file, at, bytes);
     }
 
+    fn read_chain(&mut self, _copy: usize, chain: super::Chain) {
+        self.files.read_chain(chain);
+    }
+
     fn end_read_ahead(&mut self) {
         self.files.end_read_ahead();
     }

@@ -523,7 +523,12 @@ fn what_was_read_ahead_is_what_a_read_gives() {
                     disk.write_now(SEGMENT, at as u64, &new, bytes).unwrap();
                     content[at..at + bytes].copy_from_slice(&new);
                 }
-                1..=4 => disk.read_ahead(0, SEGMENT, at as u64, bytes),
+                1..=2 => disk.read_ahead(0, SEGMENT, at as u64, bytes),
+                3..=4 => {
+                    let next = |head: &[u8]| Some((1 + head[0] as usize % 3) * BLOCK_BYTES);
+                    let end = content.len() as u64;
+                    disk.read_chain(0, Chain { file: SEGMENT, at: at as u64, end, bytes, next });
+                }
                 _ => {
                     // As a scan does: announced, then read, pieces in order.
                     for n in 0..rng.u64(0..4) {

@@ -397,6 +397,10 @@ impl Disk for UringDisk {
         self.files.read_ahead(file, at, bytes);
     }
 
+    fn read_chain(&mut self, _copy: usize, chain: super::Chain) {
+        self.files.read_chain(chain);
+    }
+
     fn end_read_ahead(&mut self) {
         self.files.end_read_ahead();
     }

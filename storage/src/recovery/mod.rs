@@ -19,6 +19,7 @@ mod window;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::LogConfig;
 use crate::core::{Limits, Now, Opening, Sealed};
@@ -41,6 +42,18 @@ pub fn recover(
     now: Now,
     fresh_ids: [crate::format::Uuid; 2],
 ) -> Result<(Limits, Opening, RecoveryReport), OpenError> {
+    recover_timed(disk, config, now, fresh_ids, || Duration::ZERO)
+}
+
+/// The same, by a watch that says in the report where the time went.
+pub(crate) fn recover_timed(
+    disk: &mut dyn Disk,
+    config: &LogConfig,
+    now: Now,
+    fresh_ids: [crate::format::Uuid; 2],
+    watch: fn() -> Duration,
+) -> Result<(Limits, Opening, RecoveryReport), OpenError> {
+    let began = watch();
     let mut report = RecoveryReport::default();
     let mut volume = volume::read(disk, config, now, fresh_ids, &mut report)?;
     let limits = Limits::new(config, volume.superblock.segment_bytes)?;
@@ -58,12 +71,7 @@ pub fn recover(
     log.scanner.refuse_newer()?;
     let state = state?;
     log.read_oldest_snapshot(&volume.segments, state);
-    let mut sealed = VecDeque::new();
-    for at in 0..volume.segments.len() {
-        let from_snapshot = state.is_none_or(|state| at >= state);
-        let place = log.read_segment(&volume.segments, at, from_snapshot, state == Some(at))?;
-        sealed.push_back(place);
-    }
+    let sealed = log.read_segments(&volume.segments, state, watch)?;
     let LogReader { replay, last_lsn, last_crc, scanner, .. } = log;
     scanner.refuse_newer()?;
     let (bytes, mended, failed) = (scanner.bytes_read(), scanner.mended, scanner.failed);
@@ -83,6 +91,7 @@ pub fn recover(
     report.epoch = volume.superblock.epoch;
     report.segments = volume.segments.len() as u64;
     report.last_lsn = Lsn(last_lsn);
+    report.read_for = watch().saturating_sub(began);
     let next_sequence = volume.superblock.last_sequence.max(volume.superblock.first_sequence.saturating_sub(1));
     let opening = Opening {
         last_lsn,
@@ -132,6 +141,9 @@ fn open_epoch(disk: &mut dyn Disk, volume: &mut Volume, last_lsn: u64) -> Result
     Ok(())
 }
 
+/// Segments whose directories the disk is told of: it may follow fewer at once.
+const SEGMENTS_AHEAD: usize = 4;
+
 /// Sees a good frame: header, directory, decompressed payload, and where it lies.
 pub(crate) type Visit<'a> = &'a mut dyn FnMut(&FrameHeader, &[Entry], Option<&[u8]>, u64);
 
@@ -176,6 +188,14 @@ impl LogReader<'_> {
         }
     }
 
+    /// The disk is told of the segments behind this one whose payloads are not wanted.
+    fn announce(&mut self, segments: &[Segment], at: usize, state: Option<usize>) {
+        let to = state.unwrap_or(0).min(at + 1 + SEGMENTS_AHEAD);
+        for segment in segments.get(at + 1..to).unwrap_or_default() {
+            self.scanner.announce(segment);
+        }
+    }
+
     /// What lies before the oldest segment is gone: its snapshot says where each partition's records begin.
     fn read_oldest_snapshot(&mut self, segments: &[Segment], state: Option<usize>) {
         if let Some(oldest) = segments.first()
@@ -186,6 +206,27 @@ impl LogReader<'_> {
                 self.replay.oldest_unknown();
             }
         }
+    }
+
+    /// All of them in order, of which those from the newest snapshot on are verified.
+    fn read_segments(
+        &mut self,
+        segments: &[Segment],
+        state: Option<usize>,
+        watch: fn() -> Duration,
+    ) -> Result<VecDeque<(Sealed, SegmentPlace)>, OpenError> {
+        let mut sealed = VecDeque::new();
+        for at in 0..segments.len() {
+            let from_snapshot = state.is_none_or(|state| at >= state);
+            self.announce(segments, at, state);
+            let (bytes, began) = (self.scanner.bytes_read(), watch());
+            sealed.push_back(self.read_segment(segments, at, from_snapshot, state == Some(at))?);
+            if from_snapshot {
+                self.report.verified_bytes += self.scanner.bytes_read() - bytes;
+                self.report.verified_for += watch().saturating_sub(began);
+            }
+        }
+        Ok(sealed)
     }
 
     fn read_segment(

@@ -2,7 +2,7 @@
 
 use super::volume::Segment;
 use super::window::{Ahead, Window};
-use crate::disk::{AlignedBuf, Disk, DiskError, FileId, blocks_up};
+use crate::disk::{AlignedBuf, Chain, Disk, DiskError, FileId, blocks_up};
 use crate::format::BLOCK;
 use crate::format::frame::{self, Entry, EntryKind, FrameHeader, FrameKind, header_bytes};
 use crate::format::segment::SegmentHeader;
@@ -10,8 +10,9 @@ use crate::format::snapshot::Item;
 use crate::format::superblock::Superblock;
 use crate::report::OpenError;
 
-/// Bytes read at once where only directories are wanted and frames are large.
-const HOP_BYTES: usize = 64 << 10;
+/// Bytes read at most at once where only directories are wanted and frames are large. As many as the directory before took: a
+/// block takes half the time of this.
+const HOP_BYTES_MAX: usize = 64 << 10;
 /// Frames from here on are hopped over. Below, one read after the other costs more than reading what lies between.
 const HOP_FROM: usize = 128 << 10;
 
@@ -60,6 +61,8 @@ pub(super) struct Scanner<'a> {
     windows: Vec<Window>,
     /// Of the last good frame: the next one is probably alike.
     frame_bytes: usize,
+    /// And its header and directory, in whole blocks.
+    hop_bytes: usize,
     /// The first frame that only a newer program can read.
     newer: Option<(u32, u64, frame::Unknown)>,
     all_payloads: bool,
@@ -78,6 +81,7 @@ impl<'a> Scanner<'a> {
             superblock: *superblock,
             windows,
             frame_bytes: 0,
+            hop_bytes: BLOCK,
             newer: None,
             all_payloads: false,
             mended: 0,
@@ -110,6 +114,14 @@ impl<'a> Scanner<'a> {
             return Err("it reaches beyond the segment".to_owned());
         }
         self.windows[copy].bytes(self.disk, (copy, file, end), at, bytes, ahead).map_err(|error| error.to_string())
+    }
+
+    /// Only this segment's directories will be wanted, soon: if its frames are like those before, they are hopped over.
+    pub(super) fn announce(&mut self, segment: &Segment) {
+        if self.frame_bytes >= HOP_FROM {
+            let (file, end) = (FileId::Segment(segment.file), self.superblock.segment_bytes);
+            self.disk.read_chain(0, Chain { file, at: BLOCK as u64, end, bytes: self.hop_bytes, next: frame_bytes_of });
+        }
     }
 
     /// The frame at `position`, if it is good on any copy. A copy on which it is not gets it from the one on which it is; with
@@ -180,7 +192,7 @@ impl<'a> Scanner<'a> {
 
     /// A frame that is good in itself and belongs to this life of the segment.
     fn intact(&mut self, copy: usize, segment: &Segment, position: u64, verify: bool) -> Result<Found, String> {
-        let ahead = if verify || self.frame_bytes < HOP_FROM { Ahead::All } else { Ahead::Hop(HOP_BYTES) };
+        let ahead = if verify || self.frame_bytes < HOP_FROM { Ahead::All } else { Ahead::Hop(self.hop_bytes) };
         let first = self.bytes(copy, segment.file, position, BLOCK, ahead)?;
         let length = frame::peek_header_bytes(first).ok_or("there is no frame")?;
         let head = self.bytes(copy, segment.file, position, length, ahead)?;
@@ -211,6 +223,7 @@ impl<'a> Scanner<'a> {
         // A segment's snapshot says nothing of the frames behind it.
         if verify || !matches!(header.kind, FrameKind::Snapshot | FrameKind::SnapshotEnd) {
             self.frame_bytes = header.frame_bytes();
+            self.hop_bytes = blocks_up(header.header_bytes()).min(HOP_BYTES_MAX);
         }
         Ok(Found { header, position, entries, payload })
     }
@@ -355,4 +368,8 @@ impl<'a> Scanner<'a> {
     }
 }
 
-const _: () = assert!(header_bytes(0) <= BLOCK && HOP_BYTES.is_multiple_of(BLOCK));
+fn frame_bytes_of(head: &[u8]) -> Option<usize> {
+    frame::decode_header(head).ok().map(|header| header.frame_bytes())
+}
+
+const _: () = assert!(header_bytes(0) <= BLOCK && HOP_BYTES_MAX.is_multiple_of(BLOCK));

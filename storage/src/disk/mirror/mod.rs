@@ -822,6 +822,12 @@ impl Disk for MirrorDisk {
         }
     }
 
+    fn read_chain(&mut self, copy: usize, chain: super::Chain) {
+        if let Some(side) = self.in_step().nth(copy) {
+            self.disk(side).read_chain(0, chain);
+        }
+    }
+
     fn end_read_ahead(&mut self) {
         let sides: Vec<usize> = self.in_step().collect();
         sides.into_iter().for_each(|side| self.disk(side).end_read_ahead());
