@@ -8,6 +8,7 @@
 
 pub mod floor;
 mod host;
+mod lines;
 mod load;
 mod process;
 pub mod profile;

@@ -61,6 +61,7 @@ impl Load {
 pub struct Payload {
     batches: Vec<bytes::Bytes>,
     records: u32,
+    newest_ms: i64,
     next: usize,
 }
 
@@ -82,13 +83,19 @@ impl Payload {
             }
             batches.push(bytes::Bytes::from(builder.finish()?));
         }
-        Ok(Payload { batches, records: load.batch_records, next: 0 })
+        let newest_ms = now + i64::from(load.batch_records.saturating_sub(1) / 1000);
+        Ok(Payload { batches, records: load.batch_records, newest_ms, next: 0 })
     }
 
     /// The next batch and its records. Reference-counted: no copy.
     pub fn next_batch(&mut self) -> (bytes::Bytes, u32) {
         self.next = (self.next + 1) % self.batches.len();
         (self.batches[self.next].clone(), self.records)
+    }
+
+    /// Timestamp of the newest record of each batch.
+    pub fn newest_ms(&self) -> i64 {
+        self.newest_ms
     }
 
     /// Mean bytes of a batch as sent.

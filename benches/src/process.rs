@@ -23,6 +23,13 @@ impl Usage {
         Usage::read("/proc/self").unwrap_or_default()
     }
 
+    /// What this process has had written to disks, all threads, by the kernel's count: whole pages, where the page cache is used when
+    /// they are made dirty. None where the kernel does not count.
+    pub fn own_written_bytes() -> Option<u64> {
+        let counts = std::fs::read_to_string("/proc/self/io").ok()?;
+        counts.lines().find_map(|line| line.strip_prefix("write_bytes:"))?.trim().parse().ok()
+    }
+
     /// CPU time of a process's threads that have not ended, by the scheduler's clock instead of in ticks of 10 ms.
     pub fn cpu_seconds_exact(pid: u32) -> Option<f64> {
         let mut nanoseconds = 0;

@@ -15,6 +15,7 @@ use hdrhistogram::Histogram;
 use weir_batch::{BatchBuilder, Codec, RecordBatch};
 use weir_pipeline::{FailurePolicy, HostConfig, Input, Output, Pipeline, Plugin, PluginHost, RunError, ShardPool, Stage, pack};
 
+use crate::lines::{another_id, sensor_lines};
 use crate::load::value;
 use crate::{BenchError, Floor, Host, Latency, Load, Report, Usage};
 
@@ -27,8 +28,6 @@ const BYTE_FILTER_MANIFEST: &str = "[plugin]\nname = \"byte-filter\"\nversion = 
 const DROPPED: u8 = b'd';
 /// One record in so many starts with it.
 const DROPPED_ONE_IN: u32 = 10;
-/// What rtl_433 prints for real sensors: the input of a plugin that is named.
-const SENSOR_LINES: &str = include_str!("../../../plugins/tpms-normalize/tests/rtl433.jsonl");
 /// Different batches, taken in turn, as many as the other profiles have.
 const DISTINCT: usize = 8;
 /// Batches before the clock starts: the instance is made, its memory grown.
@@ -147,23 +146,9 @@ fn value_batches(load: &Load) -> Result<Inputs, BenchError> {
 /// Real lines in turn, each of another sensor, as a receiver at a busy road hears them: the same reading twice would be a
 /// repeat, which tpms-normalize drops.
 fn sensor_batches(load: &Load) -> Result<Inputs, BenchError> {
-    let mut lines = SENSOR_LINES.lines().filter(|line| line.contains("TPMS")).cycle();
+    let mut lines = sensor_lines().cycle();
     let mut rng = fastrand::Rng::with_seed(0);
     Inputs::build(load, || another_id(lines.next().unwrap_or_default().as_bytes().to_vec(), &mut rng))
-}
-
-/// Puts other hexadecimal digits in the place of those of the id.
-fn another_id(mut line: Vec<u8>, rng: &mut fastrand::Rng) -> Vec<u8> {
-    const NAME: &[u8] = b"\"id\"";
-    let name = line.windows(NAME.len()).position(|window| window == NAME);
-    let opened =
-        name.and_then(|at| line[at + NAME.len()..].iter().position(|byte| *byte == b'"').map(|quote| at + NAME.len() + quote));
-    if let Some(opened) = opened {
-        for digit in line[opened + 1..].iter_mut().take_while(|byte| **byte != b'"') {
-            *digit = b"0123456789abcdef"[rng.usize(..16)];
-        }
-    }
-    line
 }
 
 fn attach(plugin: &Arc<Plugin>, config: String, engine: &PluginHost) -> Result<Arc<Pipeline>, BenchError> {
@@ -413,18 +398,5 @@ mod tests {
         let figures = &report.figures;
         assert!(figures["kept_ratio"] > 0.8 && figures["kept_ratio"] < 0.95, "{figures:?}");
         assert!((figures["ns_per_record"] * report.records_per_second / 1e9 - 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn sensor_lines_are_json_of_sensors_that_differ() {
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut ids = std::collections::HashSet::new();
-        for line in SENSOR_LINES.lines().filter(|line| line.contains("TPMS")).cycle().take(100) {
-            let line = another_id(line.as_bytes().to_vec(), &mut rng);
-            let value: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
-            ids.insert(value["id"].as_str().expect("an id").to_owned());
-        }
-        assert_eq!(ids.len(), 100);
-        assert_eq!(another_id(b"{}".to_vec(), &mut rng), b"{}");
     }
 }

@@ -104,17 +104,27 @@ pub(super) fn open_files() -> f64 {
     std::fs::read_dir(Path::new("/proc/self/fd")).map_or(0, Iterator::count) as f64
 }
 
-/// What happened between the first and the last measured acknowledgement.
+/// What happened between the first and the last measured acknowledgement, of one stretch or of several.
 pub(super) struct Run {
     total: Done,
     seconds: f64,
     cpu_seconds: f64,
-    before: LogStats,
-    after: LogStats,
+    /// The log's counters at the beginning and at the end of each stretch.
+    spans: Vec<(LogStats, LogStats)>,
 }
 
 impl Run {
     pub(super) fn drive(log: &LogHandle, load: &Load) -> Result<Run, BenchError> {
+        Run::drive_when(log, load, WARM_UP_MAX, |stats| stats.recycled > 0)
+    }
+
+    /// The clock starts when the log says that it is warm, or after `warm_up_max`.
+    pub(super) fn drive_when(
+        log: &LogHandle,
+        load: &Load,
+        warm_up_max: Duration,
+        is_warm: impl Fn(&LogStats) -> bool,
+    ) -> Result<Run, BenchError> {
         let drivers = load.lanes().div_ceil(PRODUCERS_A_DRIVER).min(DRIVERS_MAX);
         let course = Arc::new(Course::default());
         let mut threads = Vec::new();
@@ -123,7 +133,7 @@ impl Run {
             let mut driver = Driver::new(log, load, &course, (number, drivers), producers)?;
             threads.push(std::thread::spawn(move || driver.run()));
         }
-        course.warm_up(log);
+        course.warm_up(log, warm_up_max, is_warm);
         let (cpu, before) = (Usage::own().cpu_seconds, log.stats());
         course.measure(load);
         let (cpu_after, after) = (Usage::own().cpu_seconds, log.stats());
@@ -136,7 +146,33 @@ impl Run {
             span = Some(span.map_or((begin, end), |(first, last)| (first.min(begin), last.max(end))));
         }
         let seconds = span.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
-        Ok(Run { total, seconds, cpu_seconds: cpu_after - cpu, before, after })
+        Ok(Run { total, seconds, cpu_seconds: cpu_after - cpu, spans: vec![(before, after)] })
+    }
+
+    /// Takes in another run over the same log.
+    pub(super) fn add(&mut self, other: Run) {
+        self.total.add(&other.total);
+        self.seconds += other.seconds;
+        self.cpu_seconds += other.cpu_seconds;
+        self.spans.extend(other.spans);
+    }
+
+    /// The log's counters when the clock started.
+    pub(super) fn before(&self) -> Option<&LogStats> {
+        self.spans.first().map(|(before, _)| before)
+    }
+
+    pub(super) fn records_per_second(&self) -> f64 {
+        self.total.records as f64 / self.seconds.max(1e-9)
+    }
+
+    pub(super) fn p99_ms(&self) -> f64 {
+        Latency::of(&self.total.latencies).map_or(0.0, |latency| latency.p99)
+    }
+
+    /// Cores that this process kept busy.
+    pub(super) fn cpu_cores(&self) -> f64 {
+        self.cpu_seconds / self.seconds.max(1e-9)
     }
 
     pub(super) fn fill(&self, report: &mut Report, load: &Load) {
@@ -162,7 +198,7 @@ impl Run {
     }
 
     pub(super) fn since(&self, counter: fn(&LogStats) -> u64) -> f64 {
-        counter(&self.after).saturating_sub(counter(&self.before)) as f64
+        self.spans.iter().map(|(before, after)| counter(after).saturating_sub(counter(before))).sum::<u64>() as f64
     }
 }
 
@@ -179,9 +215,9 @@ const MEASURING: u64 = 1;
 const ENDING: u64 = 2;
 
 impl Course {
-    fn warm_up(&self, log: &LogHandle) {
+    fn warm_up(&self, log: &LogHandle, max: Duration, is_warm: impl Fn(&LogStats) -> bool) {
         let begin = Instant::now();
-        while begin.elapsed() < WARM_UP_MAX && log.stats().recycled == 0 {
+        while begin.elapsed() < max && !is_warm(&log.stats()) {
             std::thread::sleep(TICK);
         }
     }
@@ -299,7 +335,12 @@ impl Driver {
     fn hand_over(&mut self, producer: u64, now: Instant, sink: &Arc<dyn CompletionSink>) {
         let (batches, record_count) = self.payload.next_batch();
         self.handed_over[producer as usize] = (now, batches.len() as u64);
-        let entry = AppendEntry { partition: PartitionId(self.partition), batches, record_count, max_timestamp: 0 };
+        let entry = AppendEntry {
+            partition: PartitionId(self.partition),
+            batches,
+            record_count,
+            max_timestamp: self.payload.newest_ms(),
+        };
         self.partition = (self.partition + self.stride) % self.partitions;
         self.log.submit(Append { entries: vec![entry], ..Append::default() }, producer, sink);
     }

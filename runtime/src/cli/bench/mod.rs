@@ -17,6 +17,7 @@ use clap::{Args, ValueEnum};
 use weir_bench::Load;
 
 use super::{ConnectArgs, Exit, Failure};
+use crate::config::{parse_bytes, parse_duration_ms};
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -32,19 +33,19 @@ pub(super) struct BenchArgs {
     /// Bytes of a record's value
     #[arg(long, default_value_t = 256, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     record_size: u32,
-    /// Records of a batch; default 256, 1 for latency and storage, 10 for streams, 1000 for pipeline
+    /// Records of a batch; default 256, 1 for latency, storage and mirror, 10 for cold and streams, 100 for amplification, 1000 for pipeline
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// QUIC connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Producers (consumers for consume) a connection; default 1 (256 in all for storage)
+    /// Producers (consumers for consume) a connection; default 1 (256 in all for storage, cold and mirror)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     producers: Option<u32>,
     /// Un-acknowledged batches a producer
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     in_flight: u16,
-    /// Records a second over all producers, at fixed times; default for latency 1000, else as fast as acknowledged
+    /// Records a second over all producers, at fixed times; default for latency 1000, for amplification 50000, else as fast as acknowledged
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
     /// Partitions of the topic; for streams of as many topics as they need
@@ -62,6 +63,24 @@ pub(super) struct BenchArgs {
     /// Batches are compressed by the producer
     #[arg(long)]
     zstd: bool,
+    /// For amplification: values are lines of rtl_433 instead of --record-size bytes
+    #[arg(long)]
+    lines: bool,
+    /// For amplification: record timestamps run so many times faster than the clock
+    #[arg(long, default_value_t = 1, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..))]
+    data_time: u32,
+    /// For cold and amplification: record bytes kept in cold segments
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    retention_bytes: Option<u64>,
+    /// For cold and amplification: records older than this go
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    retention_ms: Option<u64>,
+    /// For mirror: how often one copy and two are driven in turn, for --seconds each
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// For mirror: where the second copy lies, on another disk
+    #[arg(long, value_name = "DIR", required_if_eq("profile", "mirror"))]
+    second_dir: Option<PathBuf>,
     /// Directory for the node's data and the disk floor; without it a temporary one
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -105,6 +124,10 @@ enum Profile {
     Storage,
     /// The cold tier: what it costs producers, what it writes, how fast it is read back
     Cold,
+    /// Two copies of the log on two disks: what the second one, in --second-dir, costs the log engine
+    Mirror,
+    /// What reaches the disk for each byte of records that come at --rate, until all of it is sorted
+    Amplification,
     /// A plugin over batches on one core, without network and disk
     Pipeline,
     /// Many partitions: --batch 10 records to each in turn, then a SIGKILL and a restart
@@ -147,6 +170,8 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         Profile::Disk | Profile::Quic => floors::alone(&args, &dir).await?,
         Profile::Storage => storage::run(&args, &dir).await?,
         Profile::Cold => storage::cold(&args, &dir).await?,
+        Profile::Mirror => storage::mirror(&args, &dir).await?,
+        Profile::Amplification => storage::amplification(&args, &dir).await?,
         Profile::Pipeline => plugin::alone(plugin, load(&args)).await?,
         Profile::Streams | Profile::Connections | Profile::Idle if args.remote => {
             return Err(Failure::usage(
@@ -171,7 +196,8 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
 
 fn load(args: &BenchArgs) -> Load {
     let latency = args.profile == Profile::Latency;
-    let storage = matches!(args.profile, Profile::Storage | Profile::Cold);
+    let storage = matches!(args.profile, Profile::Storage | Profile::Cold | Profile::Mirror);
+    let alone = storage || args.profile == Profile::Amplification;
     Load {
         topic: format!("bench-{:08x}", fastrand::u32(..)),
         partitions: args.partitions,
@@ -179,18 +205,26 @@ fn load(args: &BenchArgs) -> Load {
         seconds: Duration::from_secs(args.seconds),
         record_bytes: args.record_size as usize,
         batch_records: args.batch.unwrap_or(match args.profile {
-            Profile::Latency | Profile::Storage => 1,
-            Profile::Cold => 10,
-            Profile::Streams => 10,
+            Profile::Latency | Profile::Storage | Profile::Mirror => 1,
+            Profile::Cold | Profile::Streams => 10,
+            Profile::Amplification => 100,
             Profile::Pipeline => 1000,
             _ => 256,
         }),
-        connections: if storage { 1 } else { args.connections },
+        connections: if alone { 1 } else { args.connections },
         producers: args.producers.unwrap_or(if storage { storage::PRODUCERS } else { 1 }),
         in_flight: args.in_flight,
         rate: args.rate.or_else(|| latency.then_some(1000)),
         zstd: args.zstd,
     }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).filter(|bytes| *bytes > 0).ok_or_else(|| "write it as 65536, 64KiB or 1GiB".to_owned())
+}
+
+fn duration_ms(text: &str) -> Result<u64, String> {
+    parse_duration_ms(text).filter(|ms| *ms > 0).ok_or_else(|| "write it as 5000, 90s, 10min or 7d".to_owned())
 }
 
 fn failed(error: impl std::fmt::Display) -> Failure {
