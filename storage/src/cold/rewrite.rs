@@ -18,7 +18,7 @@ use super::block::{Keep, StoredBlock};
 use super::compact::{CompactRules, KeyMap, Rewrite, Survey};
 use super::frames::FrameScan;
 use super::job::{Compact, Done, JobError, NewFile, Workshop, each_span, open_index};
-use super::join::Source;
+use super::join::{Sink, Source};
 use super::merge::{BlockScan, DamagedBlock, Merge, MergeError, RunSource};
 use super::{BlockPlace, ColdEntry, ColdIndex, FramesOf, PartitionSpan, SegmentHead, SegmentWriter};
 use crate::disk::{ColdStore, DiskError, FileId};
@@ -35,9 +35,9 @@ pub(super) struct Extent {
     /// Where the partition begins, as the job found it; none where it was dropped.
     pub(super) start: Option<i64>,
     /// The first input that has it, and whether that one is compacted.
-    begins_in: (u32, bool),
+    pub(super) begins_in: (u32, bool),
     /// The last that has it.
-    ends_in: u32,
+    pub(super) ends_in: u32,
 }
 
 pub(super) type Extents = HashMap<PartitionId, Extent>;
@@ -294,7 +294,7 @@ fn plain(error: MergeError<JobError>) -> JobError {
     }
 }
 
-pub(super) struct Out<'a, 's> {
+struct Out<'a, 's> {
     file: &'a mut NewFile,
     store: &'a Store<'s>,
     any: bool,
@@ -305,13 +305,15 @@ impl Out<'_, '_> {
     fn push(&mut self, entry: &ColdEntry) -> Result<(), DiskError> {
         self.add(|writer| writer.push(entry))
     }
+}
 
-    pub(super) fn add(&mut self, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError> {
+impl Sink for Out<'_, '_> {
+    fn add(&mut self, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError> {
         self.any = true;
         self.file.add(&mut **self.store.borrow_mut(), add)
     }
 
-    pub(super) fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError> {
+    fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError> {
         self.kept_bytes += u64::from(place.bytes);
         self.add(|writer| writer.take_over(block, place))
     }
