@@ -15,7 +15,7 @@ use weir_storage::{
     Append, AppendEntry, ClassId, ClassPolicy, CompletionSink, Log, LogConfig, LogHandle, LogStats, Outcome, PartitionId,
 };
 
-use super::cold::wait_until_sorted;
+use super::cold::{all_sorted, wait_until_sorted};
 use super::storage::open_partitions;
 use crate::lines::Readings;
 use crate::load::value;
@@ -26,8 +26,6 @@ use crate::{BenchError, Host, Latency, Load, Report, Usage};
 const RATE: u64 = 50_000;
 /// Batches under way; beyond it the feed waits, and what waits is in the latencies.
 const UNDER_WAY_MAX: u64 = 4096;
-/// Age from which the last records are sorted, at the end.
-const SORT_AGE_AT_THE_END: Duration = Duration::from_secs(1);
 /// How often the feed looks whether batches are answered.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -45,8 +43,7 @@ pub struct Feed {
 /// Feeds a log with a cold tier in the configuration's directory.
 pub fn amplification(config: LogConfig, load: &Load, feed: &Feed, host: Host) -> Result<Report, BenchError> {
     let load = &Load { rate: Some(load.rate.unwrap_or(RATE)), ..load.clone() };
-    let cold = config.cold.clone().unwrap_or_default();
-    let config = LogConfig { cold: Some(cold.clone()), ..config };
+    let config = LogConfig { cold: Some(config.cold.clone().unwrap_or_default()), ..config };
     let mut report = Report::new("amplification", load, host);
     let kernel_before = Usage::own_written_bytes();
     let cpu_before = Usage::own().cpu_seconds;
@@ -60,8 +57,7 @@ pub fn amplification(config: LogConfig, load: &Load, feed: &Feed, host: Host) ->
     wait_until_sorted(&log.handle());
     let fed_stats = log.handle().stats();
     log.shutdown()?;
-    let at_the_end = weir_storage::ColdConfig { sort_age: SORT_AGE_AT_THE_END, ..cold };
-    let (log, _) = Log::open(LogConfig { cold: Some(at_the_end), ..config })?;
+    let (log, _) = Log::open(all_sorted(&config))?;
     keep(&log, feed);
     wait_until_sorted(&log.handle());
     amounts(&mut report, &fed_stats, &log.handle().stats());
@@ -253,7 +249,8 @@ mod tests {
     #[test]
     fn all_that_was_fed_is_sorted_and_counted() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let cold = ColdConfig { sort_bytes: 1 << 20, sort_memory_bytes: 1 << 20, ..ColdConfig::default() };
+        // What is fed is less: it is sorted for its age, or not at all.
+        let cold = ColdConfig { sort_bytes: 32 << 20, sort_memory_bytes: 1 << 20, ..ColdConfig::default() };
         let config = LogConfig { segment_bytes: 1 << 20, cold: Some(cold), ..LogConfig::new(dir.path()) };
         let load = Load {
             topic: String::new(),

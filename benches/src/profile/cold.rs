@@ -2,8 +2,8 @@
 //! many is read back from cold segments.
 //!
 //! The same load runs over a log without a cold tier and over one with it, each in a directory of its own and warmed up. Then the
-//! sorter is given time to finish, and some partitions are read from their first record to the last one that has left the WAL. The log
-//! without a cold tier is read the same way: what is not sorted yet is read like that.
+//! sorter is given time to finish, the log is opened again to sort its last segments too, and some partitions are read from their first
+//! record to their last. The log without a cold tier is read the same way: what is not sorted yet is read like that.
 //!
 //! Where a class policy takes segments out again, the clock starts when it does, and files of promoted segments are used again.
 
@@ -11,7 +11,9 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use weir_storage::{ClassId, ClassPolicy, Log, LogConfig, LogHandle, LogStats, PartitionId, ReadChunk, ReadError, ReadRequest};
+use weir_storage::{
+    ClassId, ClassPolicy, ColdConfig, Log, LogConfig, LogHandle, LogStats, PartitionId, ReadChunk, ReadError, ReadRequest,
+};
 
 use super::storage::{Run, open_files, open_partitions};
 use crate::floor::sequential_reads;
@@ -24,10 +26,12 @@ const READ_BYTES: usize = 4 << 20;
 /// The sorter is idle when nothing has changed for so long: it waits for a quiet second, and looks once a second.
 const QUIET: Duration = Duration::from_millis(3000);
 const QUIET_WAIT_MAX: Duration = Duration::from_secs(120);
+/// Age from which the last records are sorted, at the end.
+const SORT_AGE_AT_THE_END: Duration = Duration::from_secs(1);
 /// Until retention has begun to take segments out, where it is to.
 const STEADY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// One log is not read for longer: what a partition has in a WAL of many lies far apart.
-const CATCH_UP_MAX: Duration = Duration::from_secs(15);
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 
 /// Runs both, in directories below the configuration's. `policy`: how the records of the one with a cold tier are kept.
 pub fn cold(config: LogConfig, load: &Load, policy: Option<ClassPolicy>, host: Host) -> Result<Report, BenchError> {
@@ -50,14 +54,20 @@ pub fn cold(config: LogConfig, load: &Load, policy: Option<ClassPolicy>, host: H
     report.figures.insert("open_files", open_files());
     wait_until_sorted(&handle);
     amounts(&mut report, &run, &handle.stats());
-    let read = CatchUp::of(&handle, load, &with.dir.join("cold"))?;
-    read.fill(&mut report, CATCH_UP);
     log.shutdown()?;
     let begin = Instant::now();
-    let (log, _) = Log::open(with)?;
+    let (log, _) = Log::open(all_sorted(&with))?;
     report.figures.insert("restart_seconds", begin.elapsed().as_secs_f64());
+    wait_until_sorted(&log.handle());
+    CatchUp::of(&log.handle(), load, &with.dir.join("cold"))?.fill(&mut report, CATCH_UP);
     log.shutdown()?;
     Ok(report)
+}
+
+/// The same log, but what its last segments hold does not wait to be sorted.
+pub(super) fn all_sorted(config: &LogConfig) -> LogConfig {
+    let cold = config.cold.clone().unwrap_or_default();
+    LogConfig { cold: Some(ColdConfig { sort_age: SORT_AGE_AT_THE_END, ..cold }), ..config.clone() }
 }
 
 /// The log without a cold tier: driven, read, removed.
@@ -221,7 +231,6 @@ fn read(log: &LogHandle, request: ReadRequest) -> Result<ReadChunk, ReadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weir_storage::ColdConfig;
 
     #[test]
     fn records_go_through_the_cold_tier_and_come_back() {
