@@ -5,6 +5,7 @@
 //! Entries of recycled segments are dead; they are cut off when their partition is next touched.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
@@ -390,6 +391,8 @@ pub struct View {
     tail: RwLock<FrameCache>,
     stats: Mutex<LogStats>,
     volumes: Mutex<Volumes>,
+    /// Sorting is due: a job that can wait gives way.
+    hurry: AtomicBool,
     pub(crate) reads: ReadCounters,
 }
 
@@ -408,6 +411,7 @@ impl View {
             tail: RwLock::new(FrameCache::new(tail_cache_bytes)),
             stats: Mutex::default(),
             volumes: Mutex::default(),
+            hurry: AtomicBool::new(false),
             reads: ReadCounters::default(),
         }
     }
@@ -445,6 +449,15 @@ impl View {
     pub fn volumes(&self) -> MutexGuard<'_, Volumes> {
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+    /// Whether a job that can wait gives way to sorting.
+    pub(crate) fn hurry(&self, hurry: bool) {
+        self.hurry.store(hurry, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_in_hurry(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn stats_mut(&self) -> MutexGuard<'_, LogStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }

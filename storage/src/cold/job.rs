@@ -217,6 +217,9 @@ pub enum JobError {
         /// And behind it.
         after: u32,
     },
+    /// Sorting is due, and a merge can wait.
+    #[error("the merge gave way to sorting; it is begun again later")]
+    GaveWay,
     /// A bug.
     #[error("the cold tier's job panicked ({0}); what it was to do waits, nothing is lost: report this")]
     Panicked(String),
@@ -227,9 +230,12 @@ impl JobError {
     pub fn is_full(&self) -> bool {
         match self {
             JobError::Disk(error) => error.is_full(),
-            JobError::Cold(_) | JobError::Overlap(_) | JobError::Hole { .. } | JobError::Apart { .. } | JobError::Panicked(_) => {
-                false
-            }
+            JobError::Cold(_)
+            | JobError::Overlap(_)
+            | JobError::Hole { .. }
+            | JobError::Apart { .. }
+            | JobError::GaveWay
+            | JobError::Panicked(_) => false,
         }
     }
 }

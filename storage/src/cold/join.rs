@@ -22,6 +22,9 @@ pub(super) trait Sink {
     /// Adds something, and takes from the writer what is ready.
     fn add(&mut self, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError>;
 
+    /// Whether the rest has to wait.
+    fn gives_way(&self) -> bool;
+
     /// Adds a block as it is.
     fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError>;
 }
@@ -108,6 +111,9 @@ pub(super) fn join<F: FnMut(u64, usize) -> Result<Bytes, DiskError>>(
         let mut end = i64::MIN;
         for source in &mut sources {
             while source.partition() == Some(partition) {
+                if out.gives_way() {
+                    return Err(JobError::GaveWay);
+                }
                 let (from, to) = source.step(&fate, keep, out)?;
                 if from < end {
                     return Err(JobError::Overlap(format!(
@@ -154,6 +160,10 @@ mod tests {
                 self.file.extend_from_slice(&piece);
             }
             Ok(())
+        }
+
+        fn gives_way(&self) -> bool {
+            false
         }
 
         fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError> {

@@ -59,7 +59,7 @@ pub(super) fn merge(
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
     let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes };
-    let mut out = Out { file: &mut file, store: &store, any: false, kept_bytes: 0 };
+    let mut out = Out { file: &mut file, store: &store, view, any: false, kept_bytes: 0 };
     let (clean_to, records_removed) = match compact {
         None => {
             if inputs.iter().any(|place| place.entry.compacted || place.entry.promoted.is_some()) {
@@ -297,6 +297,7 @@ fn plain(error: MergeError<JobError>) -> JobError {
 struct Out<'a, 's> {
     file: &'a mut NewFile,
     store: &'a Store<'s>,
+    view: &'a View,
     any: bool,
     kept_bytes: u64,
 }
@@ -311,6 +312,10 @@ impl Sink for Out<'_, '_> {
     fn add(&mut self, add: impl FnOnce(&mut SegmentWriter)) -> Result<(), DiskError> {
         self.any = true;
         self.file.add(&mut **self.store.borrow_mut(), add)
+    }
+
+    fn gives_way(&self) -> bool {
+        self.view.is_in_hurry()
     }
 
     fn take_over(&mut self, block: &StoredBlock, place: &BlockPlace) -> Result<(), DiskError> {

@@ -34,6 +34,9 @@ const JOB_RETRY: Duration = Duration::from_secs(1);
 /// Key and value of a promoted segment in the manifest, and what they take in memory beside.
 const MANIFEST_ENTRY_BYTES: usize = 128;
 
+/// Files of promoted segments kept to be used again: retention takes out several at once, and what is removed is made anew with zeros.
+const REUSABLE_MAX: usize = 8;
+
 /// What needs no news to become due: age, and space that somebody else took.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -248,6 +251,7 @@ impl<T> Engine<T> {
                 culprits.iter().for_each(|number| volumes.doubt(*number));
                 return;
             }
+            (Running::Merge { .. }, JobError::GaveWay) => return,
             (Running::Merge { .. }, JobError::Apart { before, after }) => {
                 cold.apart.insert((*before, *after));
                 return;
@@ -387,7 +391,7 @@ impl<T> Engine<T> {
                     cold.apart.retain(|(before, after)| *before != number && *after != number);
                     match files {
                         // More would only take up space.
-                        Some(files) if files.promoted && cold.reusable.len() < self.limits.spare_segments => {
+                        Some(files) if files.promoted && cold.reusable.len() < REUSABLE_MAX.max(self.limits.spare_segments) => {
                             cold.reusable.push_back((number, files));
                         }
                         files => cold.leaving.extend(files.map(|files| (number, files))),
@@ -444,8 +448,17 @@ impl<T> Engine<T> {
         }
     }
 
+    /// Half of what may wait to be sorted does so: a job that can wait gives way.
+    fn tell_hurry(&self) {
+        let Some(cold) = &self.cold else { return };
+        let newest = self.sealed.back().map_or(0, |newest| newest.sequence);
+        let waiting = newest.saturating_sub(cold.flushed).min(self.sealed.len() as u64);
+        self.view.hurry(waiting * 2 >= cold.wal_segments_max(self.limits.segment_bytes) as u64);
+    }
+
     /// Hands out the next job, if there is one to do.
     pub(super) fn next_job(&mut self, out: &mut Output<T>) {
+        self.tell_hurry();
         let (now, at_work) = (self.now.monotonic, self.is_at_work());
         let Some(cold) = &mut self.cold else { return };
         if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) || now < cold.look_at {

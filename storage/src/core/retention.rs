@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::cold::Why;
+use crate::cold::BLOCK_RAW_BYTES;
 use crate::cold::job::Compact;
 use crate::cold::merge::FAN_IN_MAX;
 use crate::config::ClassPolicy;
@@ -24,6 +25,11 @@ const DIRTY_BYTES_MIN: u64 = 1 << 20;
 
 /// While producers are in a hurry nothing is merged before there are so many times a merge's inputs.
 const LEFT_IN_BURST: usize = 16;
+
+/// What a partition is to have in a merged segment: two blocks.
+const PARTITION_RUN_BYTES: u64 = 2 * BLOCK_RAW_BYTES as u64;
+/// For that a segment may become so many times as large as others.
+const SHARED_FACTOR: u64 = 8;
 
 impl<T> Engine<T> {
     /// The next segment that retention, or a full disk, takes out.
@@ -72,7 +78,8 @@ impl<T> Engine<T> {
             let may = |window: &[&Arc<ColdPlace>]| {
                 (policy.compact || window.iter().all(|place| place.entry.promoted.is_none())) && cold.may_merge(window)
             };
-            if let Some(window) = worth_merging(&segments[from..], fan_in, merged_bytes, policy.retention_ms, may) {
+            let target = |place: &ColdPlace| target_bytes(place, merged_bytes, policy.retention_bytes);
+            if let Some(window) = worth_merging(&segments[from..], fan_in, target, policy.retention_ms, may) {
                 return Some((window.iter().map(|place| ***place).collect(), None));
             }
         }
@@ -128,7 +135,7 @@ fn expired(policy: &ClassPolicy, segments: &[&Arc<ColdPlace>], now_ms: u64) -> b
 fn worth_merging<'a>(
     segments: &'a [&'a Arc<ColdPlace>],
     fan_in: usize,
-    merged_bytes: u64,
+    target: impl Fn(&ColdPlace) -> u64,
     retention_ms: Option<u64>,
     may: impl Fn(&[&Arc<ColdPlace>]) -> bool,
 ) -> Option<&'a [&'a Arc<ColdPlace>]> {
@@ -140,8 +147,17 @@ fn worth_merging<'a>(
         let from = window.iter().map(|place| place.entry.min_timestamp).min().unwrap_or(0);
         let to = window.iter().map(|place| place.entry.max_timestamp).max().unwrap_or(0);
         let short = retention_ms.is_none_or(|age| u64::try_from(to.saturating_sub(from)).unwrap_or(u64::MAX) <= (age / 8).max(1));
-        most < merged_bytes && most * 2 <= all && short && may(window)
+        let small = window.iter().all(|place| place.entry.batch_bytes < target(place));
+        small && most * 2 <= all && short && may(window)
     })
+}
+
+/// Records of a segment, before compression, from which it is not merged any more: nearly `merged_bytes`, for as many inputs as make that are
+/// never exactly as large. More where many partitions share it: whoever reads one of them is to find some blocks in a row.
+fn target_bytes(place: &ColdPlace, merged_bytes: u64, retention_bytes: Option<u64>) -> u64 {
+    let wanted = u64::from(place.entry.partitions) * PARTITION_RUN_BYTES;
+    let most = merged_bytes.saturating_mul(SHARED_FACTOR).min(retention_bytes.unwrap_or(u64::MAX) / 8);
+    (merged_bytes / 4 * 3).max(wanted.min(most))
 }
 
 #[cfg(test)]
@@ -177,7 +193,7 @@ mod tests {
     fn merged(megabytes: &[u64]) -> Option<Vec<u32>> {
         let places = places(megabytes);
         let segments: Vec<_> = places.iter().collect();
-        let window = worth_merging(&segments, 4, 256 << 20, None, |_| true)?;
+        let window = worth_merging(&segments, 4, |_| 256 << 20, None, |_| true)?;
         Some(window.iter().map(|place| place.number).collect())
     }
 
@@ -191,11 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn segments_that_many_partitions_share_become_larger_unless_retention_counts_bytes() {
+        let target = |partitions, retention_bytes| {
+            let mut place = *place(1, 32, 0);
+            place.entry.partitions = partitions;
+            target_bytes(&place, 256 << 20, retention_bytes) >> 20
+        };
+        assert_eq!(target(8, None), 192, "eight segments that are a little short of 32 MiB are enough");
+        assert_eq!(target(10_000, None), 1250);
+        assert_eq!(target(100_000, None), 2048, "there is an end to it");
+        assert_eq!(target(10_000, Some(8 << 30)), 1024, "retention takes whole segments");
+        assert_eq!(target(10_000, Some(1 << 30)), 192);
+    }
+
+    #[test]
     fn a_merge_never_keeps_records_much_longer() {
         let places = places(&[32, 32, 32, 32]);
         let segments: Vec<_> = places.iter().collect();
-        assert!(worth_merging(&segments, 4, 256 << 20, Some(8 * 310), |_| true).is_some());
-        assert!(worth_merging(&segments, 4, 256 << 20, Some(8 * 309), |_| true).is_none());
+        assert!(worth_merging(&segments, 4, |_| 256 << 20, Some(8 * 310), |_| true).is_some());
+        assert!(worth_merging(&segments, 4, |_| 256 << 20, Some(8 * 309), |_| true).is_none());
     }
 
     #[test]

@@ -600,6 +600,9 @@ impl World {
         if let Job::Merge { compact: Some(compact), .. } = &job {
             self.tally.passes += u64::from(!compact.clean_to.is_empty());
         }
+        // Now and then a merge is told to give way.
+        let hurry = matches!(job, Job::Merge { .. }) && self.now.monotonic.subsec_micros().is_multiple_of(8);
+        view.hurry(hurry);
         let result = shop.run(&job);
         if matches!(result, Err(JobError::Disk(DiskError::Closed { .. }))) {
             self.dark = true;

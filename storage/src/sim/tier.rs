@@ -226,6 +226,7 @@ impl PairWorld {
         // Batches are small here: of a few thousand bytes, so that many blocks are.
         let keep_block_bytes = sort_memory_bytes / 16;
         let (log_id, now_ms) = (life.report.volume_id, self.now.wall_ms);
+        view.hurry(matches!(job, Job::Merge { .. }) && self.now.monotonic.subsec_micros().is_multiple_of(8));
         let result = Workshop { store: &mut store, view: &view, log_id, sort_memory_bytes, keep_block_bytes, now_ms }.run(&job);
         // What a dying disk does not read comes to nothing: nothing more is written on it either.
         let sound = whole.iter().any(|name| name.parse().is_ok_and(|n: usize| !self.disks[n].get().is_dead()));
