@@ -41,14 +41,25 @@ pub(super) struct Packer {
     zstd: Option<Compressor<'static>>,
     packed: Vec<u8>,
     pause: u32,
-    haste: bool,
+    packing: Packing,
+}
+
+/// How much work goes into making blocks smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// As much as pays in the long run.
+    Well,
+    /// A fraction of it: producers want the processor.
+    Quick,
+    /// None: the log is about to hold up its producers.
+    None,
 }
 
 impl Packer {
-    pub(super) fn new(haste: bool) -> Packer {
-        let level = if haste { ZSTD_LEVEL_HASTE } else { ZSTD_LEVEL };
+    pub(super) fn new(packing: Packing) -> Packer {
+        let level = if packing == Packing::Well { ZSTD_LEVEL } else { ZSTD_LEVEL_HASTE };
         // Without a context (no memory) everything is stored as it is.
-        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0, haste }
+        Packer { zstd: Compressor::new(level).ok(), packed: Vec::new(), pause: 0, packing }
     }
 
     /// The bytes to store and their flags: compressed where that makes them fewer.
@@ -61,6 +72,9 @@ impl Packer {
 
     /// The same, trying only now and then as long as blocks do not shrink.
     fn pack_block<'a>(&'a mut self, raw: &'a [u8]) -> (&'a [u8], u32) {
+        if self.packing == Packing::None {
+            return (raw, 0);
+        }
         if self.pause > 0 {
             self.pause -= 1;
             return (raw, 0);
@@ -181,7 +195,7 @@ impl BlockBuilder {
     ) {
         let Some(content) = self.content.take() else { return };
         assert!(self.raw.len() <= RAW_BYTES_MAX, "a record batch fits a frame");
-        let hint = if packer.haste { HINT_HASTE } else { 0 };
+        let hint = if packer.packing == Packing::Well { 0 } else { HINT_HASTE };
         let (stored, flags) = packer.pack_block(&self.raw);
         let head = seal(number, block, &BlockHead { raw_bytes: self.raw.len() as u32, flags, hint }, stored);
         write(&head, stored, content);

@@ -15,7 +15,9 @@ use super::manifest::{ManifestEntry, PromotedWal};
 use super::promote::{self, Promotion};
 use super::stores::{Stores, WritePlan};
 use super::wal::{WalFrame, WalScan, WalSegment};
-use super::{ColdEntry, ColdError, ColdIndex, Footer, FramePlace, PartitionSpan, SegmentHead, SegmentWriter, decode_page};
+use super::{
+    ColdEntry, ColdError, ColdIndex, Footer, FramePlace, Packing, PartitionSpan, SegmentHead, SegmentWriter, decode_page,
+};
 use crate::disk::{ColdStore, DiskError, DiskVerb, FileId};
 use crate::format::frame::EntryKind;
 use crate::format::{BLOCK, Uuid};
@@ -38,8 +40,8 @@ pub enum Job {
         segments: Vec<WalSegment>,
         /// Number of the first cold segment to make.
         number: u32,
-        /// The WAL fills faster than it is sorted.
-        haste: bool,
+        /// What the WAL's filling leaves time for.
+        packing: Packing,
         /// Which of them become cold segments as they are.
         promotion: Option<Promotion>,
         /// Where they go.
@@ -53,8 +55,8 @@ pub enum Job {
         number: u32,
         /// Keep only the last value of each key; the inputs are then all that the class has.
         compact: Option<Compact>,
-        /// Producers want the processor: what was packed in haste stays so.
-        haste: bool,
+        /// Unless it packs well, what was packed in haste stays so.
+        packing: Packing,
         /// Where it goes.
         plan: WritePlan,
     },
@@ -269,13 +271,13 @@ impl Workshop<'_, '_> {
     pub fn run(&mut self, job: &Job) -> Result<Done, JobError> {
         match job {
             Job::Clean { volumes, named } => self.clean(volumes, named),
-            Job::Sort { segments, number, haste, promotion, plan } => {
+            Job::Sort { segments, number, packing, promotion, plan } => {
                 self.store.plan(plan);
-                self.sort(segments, promotion.as_ref(), (*number, *haste))
+                self.sort(segments, promotion.as_ref(), (*number, *packing))
             }
-            Job::Merge { inputs, number, compact, haste, plan } => {
+            Job::Merge { inputs, number, compact, packing, plan } => {
                 self.store.plan(plan);
-                super::rewrite::merge(self, inputs, compact.as_ref(), (*number, *haste))
+                super::rewrite::merge(self, inputs, compact.as_ref(), (*number, *packing))
             }
             Job::Spans { place } => self.spans(place),
             Job::Remove { files } => self.remove(files),
@@ -359,7 +361,7 @@ impl Workshop<'_, '_> {
         &mut self,
         segments: &[WalSegment],
         promotion: Option<&Promotion>,
-        (number, haste): (u32, bool),
+        (number, packing): (u32, Packing),
     ) -> Result<Done, JobError> {
         let mut made = Vec::new();
         let mut chunk = Chunk::default();
@@ -370,7 +372,7 @@ impl Workshop<'_, '_> {
             read_bytes += survey_bytes;
             if let Some(survey) = survey {
                 // What came before it is a segment of its own: records rise from one to the next.
-                self.write_chunk(std::mem::take(&mut chunk), (number, haste), &mut made)?;
+                self.write_chunk(std::mem::take(&mut chunk), (number, packing), &mut made)?;
                 let next = number + made.len() as u32;
                 if let Some(entry) = promote::make(self, survey, segment, next)? {
                     made.push((next, entry));
@@ -386,12 +388,12 @@ impl Workshop<'_, '_> {
                 }
                 chunk.add(&frame);
                 if chunk.bytes >= self.sort_memory_bytes {
-                    self.write_chunk(std::mem::take(&mut chunk), (number, haste), &mut made)?;
+                    self.write_chunk(std::mem::take(&mut chunk), (number, packing), &mut made)?;
                 }
             }
             damaged += scan.damaged;
         }
-        self.write_chunk(chunk, (number, haste), &mut made)?;
+        self.write_chunk(chunk, (number, packing), &mut made)?;
         Ok(Done::Made { segments: made, damaged, read_bytes })
     }
 
@@ -399,7 +401,7 @@ impl Workshop<'_, '_> {
     fn write_chunk(
         &mut self,
         chunk: Chunk,
-        (first_number, haste): (u32, bool),
+        (first_number, packing): (u32, Packing),
         made: &mut Vec<(u32, ManifestEntry)>,
     ) -> Result<(), JobError> {
         let Chunk { entries, first_lsn, last_lsn, .. } = chunk;
@@ -418,7 +420,7 @@ impl Workshop<'_, '_> {
             rest = others;
             let number = first_number + made.len() as u32;
             let head = self.head(number, *class, first_lsn, last_lsn);
-            let mut file = NewFile::create(self.store, head, haste)?;
+            let mut file = NewFile::create(self.store, head, packing)?;
             for (_, entry) in run {
                 file.push(self.store, entry)?;
             }
@@ -549,11 +551,11 @@ pub(super) struct NewFile {
 }
 
 impl NewFile {
-    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead, haste: bool) -> Result<NewFile, DiskError> {
+    pub(super) fn create(store: &mut dyn ColdStore, head: SegmentHead, packing: Packing) -> Result<NewFile, DiskError> {
         let file = FileId::Cold(head.number);
         store.place(ClassId(head.class));
         store.create(file)?;
-        Ok(NewFile { file, writer: SegmentWriter::with_haste(head, haste), head })
+        Ok(NewFile { file, writer: SegmentWriter::with_packing(head, packing), head })
     }
 
     pub(super) fn push(&mut self, store: &mut dyn ColdStore, entry: &ColdEntry) -> Result<(), DiskError> {

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::batches;
     use crate::cold::tests::{Plan, entries, flat, head, open, plan, read};
-    use crate::cold::{BLOCK_RAW_BYTES, PartitionSpan};
+    use crate::cold::{BLOCK_RAW_BYTES, Packing, PartitionSpan};
 
     const KEEP: Keep = Keep { bytes: BLOCK_RAW_BYTES / 2, haste: false };
 
@@ -173,8 +173,8 @@ mod tests {
     }
 
     impl Made {
-        fn new(haste: bool) -> Made {
-            Made { writer: SegmentWriter::with_haste(head(), haste), file: Vec::new(), taken_over: 0 }
+        fn new(packing: Packing) -> Made {
+            Made { writer: SegmentWriter::with_packing(head(), packing), file: Vec::new(), taken_over: 0 }
         }
 
         fn finish(self) -> Vec<u8> {
@@ -184,8 +184,8 @@ mod tests {
         }
     }
 
-    fn written(entries: &[ColdEntry], haste: bool) -> Vec<u8> {
-        let mut made = Made::new(haste);
+    fn written(entries: &[ColdEntry], packing: Packing) -> Vec<u8> {
+        let mut made = Made::new(packing);
         entries.iter().for_each(|entry| made.add(|writer| writer.push(entry)).unwrap());
         made.finish()
     }
@@ -224,7 +224,7 @@ mod tests {
 
     fn joined(files: &[Vec<u8>], extents: &Extents, keep: Keep) -> Result<Made, JobError> {
         let source = |file| Source::new(&head(), Arc::new(open(file).unwrap().2), fetch_from(file));
-        let mut made = Made::new(false);
+        let mut made = Made::new(Packing::Well);
         join(files.iter().map(|file| source(file.as_slice())).collect(), extents, keep, &mut made)?;
         Ok(made)
     }
@@ -242,10 +242,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn what_is_joined_is_the_whole_without_what_is_given_up(plans in proptest::collection::vec(plan(), 1..20), segments in 1..6_usize, starts in proptest::collection::vec(proptest::option::weighted(0.9, 0..1500_i64), 60), haste in any::<bool>(), keep in 100..100_000_usize) {
+        fn what_is_joined_is_the_whole_without_what_is_given_up(plans in proptest::collection::vec(plan(), 1..20), segments in 1..6_usize, starts in proptest::collection::vec(proptest::option::weighted(0.9, 0..1500_i64), 60), packing in prop_oneof![Just(Packing::Well), Just(Packing::Quick), Just(Packing::None)], keep in 100..100_000_usize) {
             let entries = entries(&plans);
             let start = |partition: PartitionId| starts[partition.0 as usize % starts.len()];
-            let files: Vec<_> = dealt(&entries, segments).iter().filter(|part| !part.is_empty()).map(|part| written(part, haste)).collect();
+            let files: Vec<_> = dealt(&entries, segments).iter().filter(|part| !part.is_empty()).map(|part| written(part, packing)).collect();
             let extents = extents_of(&files, start);
             let file = joined(&files, &extents, Keep { bytes: keep, haste: false }).unwrap().finish();
             let expected: Vec<_> = flat(&entries).into_iter()
@@ -261,18 +261,20 @@ mod tests {
     }
 
     /// Two partitions of 20 large batches each, in two segments.
-    fn two_segments(haste: bool) -> (Vec<ColdEntry>, Vec<Vec<u8>>) {
+    fn two_segments(packing: Packing) -> (Vec<ColdEntry>, Vec<Vec<u8>>) {
         let plan =
             |step| Plan { partition_step: step, hole: 0, batches: vec![(10, BLOCK_RAW_BYTES - 200); 10], compressible: true };
         let entries = entries(&[plan(1), plan(0), plan(1), plan(0)]);
-        let files = dealt(&entries, 2).iter().map(|part| written(part, haste)).collect();
+        let files = dealt(&entries, 2).iter().map(|part| written(part, packing)).collect();
         (entries, files)
     }
 
     #[test]
     fn large_blocks_are_taken_over_and_those_packed_in_haste_are_packed_anew() {
-        for (made_in_haste, keep_haste, taken_over) in [(false, false, 40), (true, false, 0), (true, true, 40)] {
-            let (entries, files) = two_segments(made_in_haste);
+        for (packing, keep_haste, taken_over) in
+            [(Packing::Well, false, 40), (Packing::Quick, false, 0), (Packing::None, false, 0), (Packing::Quick, true, 40)]
+        {
+            let (entries, files) = two_segments(packing);
             let keep = Keep { haste: keep_haste, ..KEEP };
             let made = joined(&files, &extents_of(&files, |_| Some(0)), keep).unwrap();
             assert_eq!(made.taken_over, taken_over);
@@ -282,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_damaged_block_ends_it_even_where_it_is_not_unpacked() {
-        let (_, mut files) = two_segments(false);
+        let (_, mut files) = two_segments(Packing::Well);
         let extents = extents_of(&files, |_| Some(0));
         let at = open(&files[1]).unwrap().2.block(3).at as usize;
         files[1][at + 100] ^= 1;
@@ -292,7 +294,7 @@ mod tests {
 
     #[test]
     fn offsets_that_two_segments_claim_and_partitions_without_a_page_end_it() {
-        let (_, files) = two_segments(false);
+        let (_, files) = two_segments(Packing::Well);
         let extents = extents_of(&files, |_| Some(0));
         let twice = [files[0].clone(), files[0].clone()];
         assert!(matches!(joined(&twice, &extents, KEEP).err(), Some(JobError::Overlap(_))));
@@ -304,11 +306,11 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_not_even_read() {
-        let (_, files) = two_segments(false);
+        let (_, files) = two_segments(Packing::Well);
         let extents = extents_of(&files, |_| None);
         let index = Arc::new(open(&files[0]).unwrap().2);
         let source = Source::new(&head(), index, |_, _| panic!("nobody asked for it"));
-        let mut made = Made::new(false);
+        let mut made = Made::new(Packing::Well);
         join(vec![source], &extents, KEEP, &mut made).unwrap();
         assert_eq!(made.file.len(), 0);
     }

@@ -38,7 +38,7 @@ use bytes::Bytes;
 
 use crate::types::PartitionId;
 
-pub use block::{BLOCK_RAW_BYTES, Block, Runs, decode_block};
+pub use block::{BLOCK_RAW_BYTES, Block, Packing, Runs, decode_block};
 pub use frames::{FramesOf, decode_frame};
 pub use header::{Footer, SegmentHead};
 pub use index::{BlockPlace, ColdIndex, PagePlace};

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::block::{BLOCK_RAW_BYTES, Packer};
+use super::block::{BLOCK_RAW_BYTES, Packer, Packing};
 use super::job::{JobError, NewFile, Workshop};
 use super::manifest::{ManifestEntry, PromotedWal};
 use super::stores::Stores;
@@ -179,7 +179,7 @@ fn shrinks(
     saving_percent: u64,
     read_bytes: &mut u64,
 ) -> Result<Option<bool>, DiskError> {
-    let mut packer = Packer::new(false);
+    let mut packer = Packer::new(Packing::Well);
     let (mut stored_bytes, mut packed_bytes, mut read) = (0_u64, 0_u64, 0);
     let step = frames.len().div_ceil(SAMPLES).max(1);
     for Sample { head, entry } in frames.iter().step_by(step) {
@@ -249,7 +249,7 @@ fn index(
     frames: Vec<FramePlace>,
     wal: PromotedWal,
 ) -> Result<ManifestEntry, DiskError> {
-    let mut file = NewFile::create(store, head, false)?;
+    let mut file = NewFile::create(store, head, Packing::Well)?;
     frames.into_iter().for_each(|frame| file.push_frame(frame));
     file.finish(store, Some(wal))
 }

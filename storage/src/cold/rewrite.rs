@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::block::{Keep, StoredBlock};
+use super::block::{Keep, Packing, StoredBlock};
 use super::compact::{CompactRules, KeyMap, Rewrite, Survey};
 use super::frames::FrameScan;
 use super::job::{Compact, Done, JobError, NewFile, Workshop, each_span, open_index};
@@ -48,14 +48,14 @@ pub(super) fn merge(
     shop: &mut Workshop<'_, '_>,
     inputs: &[ColdPlace],
     compact: Option<&Compact>,
-    (number, haste): (u32, bool),
+    (number, packing): (u32, Packing),
 ) -> Result<Done, JobError> {
     let head = head_of(shop, inputs, number, compact.is_some());
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
     let extents = check_joints(shop.store, shop.view, inputs, &indexes)?;
     let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
-    let mut file = NewFile::create(shop.store, head, haste)?;
+    let mut file = NewFile::create(shop.store, head, packing)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
     let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes };
@@ -68,7 +68,7 @@ pub(super) fn merge(
                     out.push(&entry)?;
                 }
             } else {
-                let keep = Keep { bytes: shop.keep_block_bytes, haste };
+                let keep = Keep { bytes: shop.keep_block_bytes, haste: packing != Packing::Well };
                 super::join::join(read.sources(), &extents, keep, &mut out)?;
             }
             (BTreeMap::new(), 0)

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::block::{BLOCK_HEAD_BYTES, BlockBuilder, Packer, StoredBlock};
+use super::block::{BLOCK_HEAD_BYTES, BlockBuilder, Packer, Packing, StoredBlock};
 use super::index::encode_index;
 use super::pages::{PAGE_SPANS, encode_page};
 use super::{BlockPlace, ColdEntry, Footer, PagePlace, PartitionSpan, SegmentHead};
@@ -74,17 +74,17 @@ pub struct SegmentWriter {
 impl SegmentWriter {
     /// An empty segment.
     pub fn new(head: SegmentHead) -> SegmentWriter {
-        SegmentWriter::with_haste(head, false)
+        SegmentWriter::with_packing(head, Packing::Well)
     }
 
-    /// The same; in haste it is compressed less, in a fraction of the time.
-    pub fn with_haste(head: SegmentHead, haste: bool) -> SegmentWriter {
+    /// The same, with more or less work.
+    pub fn with_packing(head: SegmentHead, packing: Packing) -> SegmentWriter {
         let mut out = Pieces::new();
         out.write(&head.encode());
         SegmentWriter {
             head,
             out,
-            packer: Packer::new(haste),
+            packer: Packer::new(packing),
             block: BlockBuilder::new(head.compacted),
             blocks: Vec::new(),
             spans: Vec::new(),

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use super::volumes::{MendWhy, Upkeep, volumes_to_clean};
 use super::{Engine, Life, Output};
-use crate::cold::Promotion;
 use crate::cold::job::{Compact, Done, Files, Job, JobError};
 use crate::cold::manifest::{
     FLUSHED_KEY, Flushed, ManifestEntry, NUMBER_KEY, NextNumber, VolumeEntry, cold_key, parse_cold_key, parse_volume_key,
 };
 use crate::cold::wal::WalSegment;
+use crate::cold::{Packing, Promotion};
 use crate::config::{ClassPolicy, ColdConfig};
 use crate::disk::{DiskError, FileId};
 use crate::format::BLOCK;
@@ -496,7 +496,8 @@ impl<T> Engine<T> {
         let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
         let number = self.cold.as_ref().expect("only then are there jobs").number_next;
         let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
-        (running, Job::Merge { inputs, number, compact, haste: self.in_burst(), plan: self.write_plan() })
+        let packing = if self.in_burst() { Packing::Quick } else { Packing::Well };
+        (running, Job::Merge { inputs, number, compact, packing, plan: self.write_plan() })
     }
 
     /// Whether producers fill segments one after the other.
@@ -523,8 +524,12 @@ impl<T> Engine<T> {
         let bound = cold.wal_segments_max(self.limits.segment_bytes) as u64 * self.limits.segment_bytes;
         let burst = is_burst(&cold.config, newest_ms, self.now.wall_ms);
         let enough = sort_from(&cold.config, bound, burst);
-        // Producers want the processor, or half of what may wait beyond it has come in since: the sorter does not keep up.
-        let haste = burst || bytes >= bound / 4 * 3;
+        let packing = match () {
+            // Half of what may wait beyond it has come in since: the sorter does not keep up.
+            () if bytes >= bound / 4 * 3 => Packing::None,
+            () if burst => Packing::Quick,
+            () => Packing::Well,
+        };
         if !old && bytes < enough && !short {
             return None;
         }
@@ -539,7 +544,7 @@ impl<T> Engine<T> {
         let to = segments.last()?.sequence;
         drop(tables);
         let (number, promotion, plan) = (cold.number_next, self.promotion(), self.write_plan());
-        Some((to, Job::Sort { segments, number, haste, promotion, plan }))
+        Some((to, Job::Sort { segments, number, packing, promotion, plan }))
     }
 
     fn is_short_of_segments(&self) -> bool {
