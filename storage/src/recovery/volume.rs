@@ -1,5 +1,7 @@
 //! The superblock, and which segment file is which life.
 
+use std::cmp::Ordering;
+
 use super::scan::Scanner;
 use crate::config::LogConfig;
 use crate::core::Now;
@@ -217,11 +219,20 @@ fn sort_file(
                 return Err(OpenError::FutureEpoch { file, epoch: header.epoch, known: superblock.epoch });
             }
             if header.sequence >= superblock.first_sequence {
-                let same = volume.segments.iter().find(|segment| segment.header.sequence == header.sequence);
-                if let Some(first) = same {
-                    return Err(OpenError::DoubledSegment { sequence: header.sequence, first: first.file, second: file });
+                let new = Segment { file, header, repaired: false, exact: true };
+                let Some(same) = volume.segments.iter_mut().find(|segment| segment.header.sequence == header.sequence) else {
+                    volume.segments.push(new);
+                    return Ok(());
+                };
+                // A number is given out once more by a later opening that found nothing durable under it.
+                match header.epoch.cmp(&same.header.epoch) {
+                    Ordering::Less => volume.spares.push(file),
+                    Ordering::Greater => volume.spares.push(std::mem::replace(same, new).file),
+                    Ordering::Equal => {
+                        let (sequence, first) = (header.sequence, same.file);
+                        return Err(OpenError::DoubledSegment { sequence, first, second: file });
+                    }
                 }
-                volume.segments.push(Segment { file, header, repaired: false, exact: true });
             } else if whole {
                 volume.spares.push(file);
             } else {
@@ -251,10 +262,27 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
                 let header = found.header_of_segment();
                 volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
             }
-            None => volume.spares.push(file),
+            None if clear_header(disk, file)? => volume.spares.push(file),
+            None => volume.unfinished.push(file),
         }
     }
     Ok(())
+}
+
+/// Torn once more, what is left of this header and what is left of the next one might make a whole one. A file that has another name is
+/// nobody's to write to, and goes.
+fn clear_header(disk: &mut dyn Disk, file: u32) -> Result<bool, OpenError> {
+    if disk.links(FileId::Segment(file))? > 1 {
+        return Ok(true);
+    }
+    match disk.write_now(FileId::Segment(file), 0, &AlignedBuf::zeroed(BLOCK), BLOCK) {
+        Ok(()) => Ok(true),
+        Err(error @ DiskError::Closed { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(file, %error, "a segment file without a header could not be cleared: it is made anew");
+            Ok(false)
+        }
+    }
 }
 
 /// From the first segment the superblock names to the last one it knows, none may be missing.
