@@ -20,6 +20,8 @@ pub type StoreMap = BTreeMap<u8, Box<dyn ColdStore>>;
 pub struct WritePlan {
     /// Volumes that take them, the best first.
     pub volumes: Vec<u8>,
+    /// Volumes on which a write has failed: tried again where none of the others takes a file.
+    pub last_resort: Vec<u8>,
     /// Classes that want but one copy; all others want two.
     pub single: Vec<ClassId>,
 }
@@ -226,14 +228,23 @@ impl ColdStore for Stores<'_> {
         let wanted = self.plan.copies(self.class);
         let mut failed = DiskError::Missing { verb: DiskVerb::Create, file };
         self.writing.clear();
-        for volume in self.beside.take().unwrap_or_else(|| self.plan.volumes.clone()) {
-            if self.writing.len() == wanted {
-                break;
+        let groups = match self.beside.take() {
+            Some(volumes) => [volumes, Vec::new()],
+            None => [self.plan.volumes.clone(), self.plan.last_resort.clone()],
+        };
+        for volumes in groups {
+            for volume in volumes {
+                if self.writing.len() == wanted {
+                    break;
+                }
+                match self.change_on(volume, |store| store.create(file)) {
+                    Ok(()) => self.writing.push(volume),
+                    Err(error @ DiskError::Closed { .. }) => return Err(error),
+                    Err(error) => failed = error,
+                }
             }
-            match self.change_on(volume, |store| store.create(file)) {
-                Ok(()) => self.writing.push(volume),
-                Err(error @ DiskError::Closed { .. }) => return Err(error),
-                Err(error) => failed = error,
+            if !self.writing.is_empty() {
+                break;
             }
         }
         if self.writing.is_empty() { Err(failed) } else { Ok(()) }

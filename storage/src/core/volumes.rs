@@ -241,7 +241,7 @@ impl<T> Engine<T> {
         }
         let volumes = self.view.volumes();
         if volumes.is_implicit() {
-            return WritePlan { volumes: vec![0], single: Vec::new() };
+            return WritePlan { volumes: vec![0], ..WritePlan::default() };
         }
         let mut takers: Vec<u8> =
             volumes.iter().map(|(number, _)| number).filter(|number| volumes.takes_writes(*number)).collect();
@@ -257,9 +257,12 @@ impl<T> Engine<T> {
             let volume = volumes.get(*number).expect("listed");
             (volume.full, std::cmp::Reverse(volume.free_bytes.unwrap_or(0)), used.get(number).copied().unwrap_or(0))
         });
+        // One failure puts a volume out, and what is left may fail all the time.
+        let usable = |number: u8, volume: &Volume| volume.named && volume.no_writes && volumes.is_online(number);
+        let last_resort = volumes.iter().filter(|(number, volume)| usable(*number, volume)).map(|(number, _)| number).collect();
         let policies = self.cold.iter().flat_map(|cold| &cold.policies);
         let single = policies.filter(|(_, policy)| policy.copies == Some(1)).map(|(class, _)| *class).collect();
-        WritePlan { volumes: takers, single }
+        WritePlan { volumes: takers, last_resort, single }
     }
 
     pub(super) fn volumes_cleaned(&mut self, cleaned: &[u8], missing: &[(u32, u8)]) {

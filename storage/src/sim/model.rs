@@ -324,11 +324,15 @@ impl Model {
         contents.partitions.values().flatten().for_each(|(_, (attempt, _))| found[*attempt] = true);
         let pending = std::mem::take(&mut self.pending);
         let last = pending.iter().rposition(|attempt| found[*attempt]);
+        let behind_damage = self.damage_allowed && !report.damage.is_empty();
         for (n, attempt) in pending.iter().enumerate() {
             // A resend whose original is stored is not stored itself; everything else before the last one found must be.
             let is_new = !self.is_repeat(*attempt) || found[*attempt];
-            let lost_to_damage = self.damage_allowed && !report.damage.is_empty() && !found[*attempt];
+            let lost_to_damage = behind_damage && !found[*attempt];
             if last.is_some_and(|last| n <= last) && is_new && !lost_to_damage {
+                if behind_damage {
+                    self.go_on_where_found(*attempt, contents);
+                }
                 self.apply(*attempt);
                 if self.damage_allowed {
                     // Behind damage only the log knows the offset.
@@ -336,6 +340,16 @@ impl Model {
                 }
             } else {
                 self.attempts[*attempt].state = State::Dead;
+            }
+        }
+    }
+
+    /// Of what nobody was told of, and is lost, the log may know where it ended: what came next begins there.
+    fn go_on_where_found(&mut self, attempt: usize, contents: &Contents) {
+        for (id, entries) in &contents.partitions {
+            if let Some((base, _)) = entries.iter().find(|(_, (other, _))| *other == attempt) {
+                let end = self.ends.entry(*id).or_insert(0);
+                *end = (*end).max(*base);
             }
         }
     }
