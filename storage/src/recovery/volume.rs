@@ -228,9 +228,16 @@ fn sort_file(
                 match header.epoch.cmp(&same.header.epoch) {
                     Ordering::Less => volume.spares.push(file),
                     Ordering::Greater => volume.spares.push(std::mem::replace(same, new).file),
-                    Ordering::Equal => {
+                    Ordering::Equal if disk.copies() == 1 => {
                         let (sequence, first) = (header.sequence, same.file);
                         return Err(OpenError::DoubledSegment { sequence, first, second: file });
+                    }
+                    // One copy's write of a segment's beginning went astray: the others followed it in the right file only.
+                    Ordering::Equal => {
+                        let frames = [*same, new].map(|segment| frames_of(disk, &volume.superblock, &segment));
+                        let other = if frames[1] > frames[0] { std::mem::replace(same, new).file } else { file };
+                        let cleared = clear_header(disk, other)?;
+                        if cleared { volume.spares.push(other) } else { volume.unfinished.push(other) }
                     }
                 }
             } else if whole {
@@ -267,6 +274,16 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
         }
     }
     Ok(())
+}
+
+fn frames_of(disk: &mut dyn Disk, superblock: &Superblock, segment: &Segment) -> u64 {
+    let mut scanner = Scanner::new(disk, superblock);
+    let (mut at, mut frames) = (BLOCK as u64, 0);
+    while let Some(found) = scanner.find_next(segment, at, 0, u64::MAX) {
+        frames += 1;
+        at = found.position + found.header.frame_bytes() as u64;
+    }
+    frames
 }
 
 /// Torn once more, what is left of this header and what is left of the next one might make a whole one. A file that has another name is
