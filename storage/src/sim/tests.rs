@@ -151,6 +151,24 @@ fn a_frame_whose_predecessor_was_never_durable_is_not_taken_for_the_next_one() {
     }
 }
 
+/// Found by this seed: a header torn by one power cut, and torn again by a later one, was whole as its old self, and two files had one number.
+#[test]
+fn what_two_torn_writes_have_left_is_no_header() {
+    run(306_308, Mode::Power).unwrap();
+}
+
+/// Found by this seed: one copy had written a segment's beginning into another file, so two files had one number.
+#[test]
+fn a_beginning_that_went_astray_on_one_copy_is_no_segment() {
+    run(308_209, Mode::MirrorRot).unwrap();
+}
+
+/// Found by this seed: one disk failed every write and was not out yet; a single failed write on the other one, and nothing was sorted any more.
+#[test]
+fn a_volume_that_failed_a_write_is_better_than_none() {
+    run(300_016, Mode::Mirror).unwrap();
+}
+
 /// Found by these seeds: a write that went astray left a whole frame
 /// inside a gap, and a read that walked into the gap gave it out although it had been sent and stored again.
 #[test]
