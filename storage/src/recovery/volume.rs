@@ -68,16 +68,21 @@ pub(super) fn read(
         let header = choose_header(disk, &volume.superblock, file, at, &headers, report)?;
         sort_file(disk, file, header, &mut volume, &mut unknown, &mut empty)?;
     }
-    find_lives(disk, &mut volume, unknown, report)?;
+    let nobodys = find_lives(disk, &mut volume, unknown, report)?;
     volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     if check_order(&volume, report).is_err() {
         // A header may also have been lost to zeros.
-        find_lives(disk, &mut volume, std::mem::take(&mut empty), report)?;
+        empty = find_lives(disk, &mut volume, empty, report)?;
         volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
     }
     volume.spares.extend(empty);
-    volume.spares.sort_unstable();
     check_order(&volume, report)?;
+    // Not before nothing is missing: what cannot be read today may be read tomorrow.
+    for file in nobodys {
+        let files = if clear_header(disk, file)? { &mut volume.spares } else { &mut volume.unfinished };
+        files.push(file);
+    }
+    volume.spares.sort_unstable();
     Ok(volume)
 }
 
@@ -236,8 +241,7 @@ fn sort_file(
                     Ordering::Equal => {
                         let frames = [*same, new].map(|segment| frames_of(disk, &volume.superblock, &segment));
                         let other = if frames[1] > frames[0] { std::mem::replace(same, new).file } else { file };
-                        let cleared = clear_header(disk, other)?;
-                        if cleared { volume.spares.push(other) } else { volume.unfinished.push(other) }
+                        unknown.push(other);
                     }
                 }
             } else if whole {
@@ -255,8 +259,14 @@ fn sort_file(
     Ok(())
 }
 
-/// Files without a readable header: a frame inside may say which life they are; otherwise they are spares.
-fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report: &mut RecoveryReport) -> Result<(), OpenError> {
+/// Files without a readable header: a frame inside may say which life they are; otherwise they are nobody's.
+fn find_lives(
+    disk: &mut dyn Disk,
+    volume: &mut Volume,
+    files: Vec<u32>,
+    report: &mut RecoveryReport,
+) -> Result<Vec<u32>, OpenError> {
+    let mut nobodys = Vec::new();
     let superblock = volume.superblock;
     for file in files {
         let mut scanner = Scanner::new(disk, &superblock);
@@ -269,11 +279,10 @@ fn find_lives(disk: &mut dyn Disk, volume: &mut Volume, files: Vec<u32>, report:
                 let header = found.header_of_segment();
                 volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
             }
-            None if clear_header(disk, file)? => volume.spares.push(file),
-            None => volume.unfinished.push(file),
+            None => nobodys.push(file),
         }
     }
-    Ok(())
+    Ok(nobodys)
 }
 
 fn frames_of(disk: &mut dyn Disk, superblock: &Superblock, segment: &Segment) -> u64 {
