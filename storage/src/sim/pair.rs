@@ -91,6 +91,8 @@ pub(super) struct PairWorld {
     opened: bool,
     /// The copy that may lack something: the only one that may be taken away.
     behind: Option<usize>,
+    /// The power went before the other copy's superblock said that it counts: then both are needed to tell which one does.
+    untold: bool,
     /// The disk that has rot, in runs with rot: the other one stays whole.
     pub(super) rotten: Option<usize>,
     /// Two histories of three have a cold tier; it draws from a generator of its own.
@@ -152,6 +154,7 @@ impl PairWorld {
             ids: 10,
             opened: false,
             behind: None,
+            untold: false,
             rotten,
             tier: None,
         };
@@ -236,6 +239,7 @@ impl PairWorld {
     fn look(&mut self, life: &Life) {
         let states: Vec<CopyState> = [0, 1].map(|side| self.state_of(life, side)).into();
         self.behind = (0..2).find(|side| matches!(states[*side], CopyState::Offline | CopyState::Filling));
+        self.untold = states.contains(&CopyState::Offline) && life.control.survivor().is_none();
         self.tally.filled += u64::from(self.behind.is_none());
     }
 
@@ -288,6 +292,9 @@ impl PairWorld {
         // A disk dies only while the other is whole, and never says anything again.
         let dead = (0..2).find(|side| self.disks[*side].get().is_dead());
         let side = dead.or(self.behind).or(self.rotten).unwrap_or_else(|| self.rng.usize(0..2));
+        if dead.is_none() && self.untold && self.mode != Mode::MirrorStale {
+            return None;
+        }
         if self.mode == Mode::MirrorStale
             && let Some(behind) = self.behind
         {
