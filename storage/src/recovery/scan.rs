@@ -48,9 +48,9 @@ impl Found {
         }
     }
 
-    /// Whether it is where the segment's first frame must be.
+    /// Whether it is what a segment begins with, where it must be: a write gone astray may have put a later frame there.
     pub(super) fn is_first(&self) -> bool {
-        self.position == BLOCK as u64
+        self.position == BLOCK as u64 && matches!(self.header.kind, FrameKind::Snapshot | FrameKind::SnapshotEnd)
     }
 }
 

@@ -304,6 +304,13 @@ fn the_sorter_takes_no_frame_that_went_astray() {
     run(4104, Mode::Damage).unwrap();
 }
 
+/// The seed that found it: a later frame lay where a segment's first one belongs, and the header was lost. It was believed that the
+/// segment began with that frame, so one that an earlier recovery had given up counted again.
+#[test]
+fn a_frame_that_went_astray_is_no_segments_beginning() {
+    run(502_129, Mode::Damage).unwrap();
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
