@@ -171,7 +171,9 @@ impl Log {
         });
         let sorter = config.cold.map(|cold| start_sorter(&shared, cold, report.volume_id)).transpose()?;
         let disk: Box<dyn Disk> = Box::new(disk);
-        let driver = Driver { sorter, engine, disk, shared: Arc::clone(&shared), clock, sinks: Grouped::default(), copies: 0 };
+        let sinks = Grouped::default();
+        let shared_with = Arc::clone(&shared);
+        let driver = Driver { sorter, engine, disk, shared: shared_with, clock, sinks, copies: 0, volume_answers: Vec::new() };
         let spawned = std::thread::Builder::new().name(LOG_THREAD.to_owned()).spawn(move || driver.run());
         let thread =
             spawned.map_err(|source| OpenError::Directory { what: "starting the log thread for", path: config.dir, source })?;
@@ -618,6 +620,8 @@ struct Driver {
     sinks: Grouped,
     /// Of the WAL that were durable when that was last looked at.
     copies: usize,
+    /// Whoever changed a volume, until that is durable.
+    volume_answers: Vec<(u8, Sender<Result<u8, VolumeError>>)>,
 }
 
 impl Driver {
@@ -676,6 +680,9 @@ impl Driver {
                 sorter.submit(job);
             }
             self.deliver(&mut out);
+            if self.engine.volumes_are_written() {
+                self.volume_answers.drain(..).for_each(|(number, answer)| drop(answer.send(Ok(number))));
+            }
             if self.engine.prepare() {
                 continue;
             }
@@ -716,8 +723,11 @@ impl Driver {
                 VolumeOrder::Drain { number, drain } => self.engine.volume_drain(number, drain).map(|()| number),
                 VolumeOrder::Forget { number, force } => self.engine.volume_forget(number, force).map(|()| number),
             };
-            // Whoever asked may have given up waiting.
-            let _ = answer.send(result);
+            match result {
+                Ok(number) => self.volume_answers.push((number, answer)),
+                // Whoever asked may have given up waiting.
+                Err(_) => drop(answer.send(result)),
+            }
         }
         for (done, sorter) in let_go.into_iter().zip(&self.sorter) {
             sorter.let_go(done);

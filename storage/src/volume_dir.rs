@@ -205,7 +205,10 @@ pub(crate) type Ask<'a> = &'a dyn Fn(VolumeOrder) -> Receiver<Result<u8, VolumeE
 pub(crate) fn answered(answer: &Receiver<Result<u8, VolumeError>>) -> Result<u8, OpenError> {
     match answer.recv_timeout(ANSWER_PATIENCE) {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(OpenError::MirrorBusy("the log thread does not answer: its disk hangs, or it has stopped".to_owned())),
+        Err(_) => Err(OpenError::MirrorBusy(
+            "the change is not written down yet: the log's disk hangs or is full, or the log has stopped; what it came to is in its status"
+                .to_owned(),
+        )),
     }
 }
 

@@ -137,13 +137,20 @@ impl Volumes {
             wal_out: false,
             failures_in_row: 0,
         });
-        (volume.uuid, volume.usage, volume.named) = (entry.uuid, entry.usage, true);
+        // What was written before it was let go of says nothing any more.
+        let usage = if volume.usage == VolumeUse::Gone { VolumeUse::Gone } else { entry.usage };
+        (volume.uuid, volume.usage, volume.named) = (entry.uuid, usage, true);
     }
 
     /// A directory joins; the table does not name it yet.
     pub(crate) fn joins(&mut self, number: u8, entry: &VolumeEntry) {
         self.known(number, entry);
         self.with(number, |volume| volume.named = false);
+    }
+
+    /// It is let go of for good; the table says so soon.
+    pub(crate) fn forgotten(&mut self, number: u8) {
+        self.with(number, |volume| volume.usage = VolumeUse::Gone);
     }
 
     /// Its directory is there.

@@ -172,10 +172,12 @@ impl Cold {
         self.running.is_none() && self.edit.is_none()
     }
 
-    /// Several, one after another.
+    /// Several, one after another, behind what is being changed already.
     pub(super) fn change_in_turn(&mut self, appends: VecDeque<Append>) {
-        assert!(self.edit.is_none(), "one change at a time");
-        self.edit = Some(Edit { appends, submitted: false }).filter(|edit| !edit.appends.is_empty());
+        match &mut self.edit {
+            Some(edit) => edit.appends.extend(appends),
+            edit => *edit = Some(Edit { appends, submitted: false }).filter(|edit| !edit.appends.is_empty()),
+        }
     }
 
     pub(super) fn is_changing(&self) -> bool {
@@ -184,9 +186,7 @@ impl Cold {
 
     /// One change of the manifest.
     pub(super) fn change(&mut self, meta: Vec<MetaOp>) {
-        let appends = VecDeque::from([Append { meta, ..Append::default() }]);
-        assert!(self.edit.is_none(), "one change at a time");
-        self.edit = Some(Edit { appends, submitted: false });
+        self.change_in_turn(VecDeque::from([Append { meta, ..Append::default() }]));
     }
 }
 
@@ -320,7 +320,7 @@ impl<T> Engine<T> {
         };
         let mut appends: VecDeque<Append> = ends.chunks(per_append).map(raise).collect();
         appends.push_back(Append { meta: vec![delete(&cold_key(number))], ..Append::default() });
-        self.cold.as_mut().expect("only then are there jobs").edit = Some(Edit { appends, submitted: false });
+        self.cold.as_mut().expect("only then are there jobs").change_in_turn(appends);
     }
 
     /// Puts the next append of an edit into the log, as soon as one can go.
@@ -345,6 +345,7 @@ impl<T> Engine<T> {
         edit.submitted = false;
         if edit.appends.is_empty() {
             cold.edit = None;
+            cold.upkeep.table_written();
             cold.look_at = Duration::ZERO;
         }
     }
@@ -460,11 +461,11 @@ impl<T> Engine<T> {
     pub(super) fn next_job(&mut self, out: &mut Output<T>) {
         self.tell_hurry();
         let (now, at_work) = (self.now.monotonic, self.is_at_work());
+        if at_work {
+            self.table_changes();
+        }
         let Some(cold) = &mut self.cold else { return };
         if !cold.is_idle() || !at_work || cold.retry_at.is_some_and(|at| now < at) || now < cold.look_at {
-            return;
-        }
-        if self.table_changes() {
             return;
         }
         self.let_go_of_reusable();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use weir_batch::{BatchBuilder, Codec};
 
-use super::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, Pinned};
-use crate::config::LogConfig;
+use super::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, Pinned, VolumeError};
+use crate::config::{ColdConfig, LogConfig};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, DiskVerb, FileId};
 use crate::format::BLOCK;
@@ -469,4 +469,36 @@ fn a_pin_gives_way_when_more_is_overdue_than_it_holds() {
     let segments = bench.engine.view().tables().segments.len();
     assert!(segments <= 10, "{segments}");
     assert_eq!(bench.engine.pin_done(bench.now, pinned.token, PinDone::Nothing), Err(PinLost::WalFull));
+}
+
+#[test]
+fn a_volume_let_go_of_for_good_is_not_taken_back_meanwhile_and_no_job_delays_that() {
+    let config = LogConfig { cold: Some(ColdConfig::default()), ..config() };
+    let mut bench = Bench::new(config, 100);
+    let written = |bench: &mut Bench| {
+        for _ in 0..1000 {
+            bench.step();
+            bench.now.monotonic += Duration::from_micros(100);
+        }
+        assert!(bench.engine.volumes_are_written());
+    };
+    for (number, name) in [(0, "a"), (1, "b")] {
+        assert_eq!(bench.engine.volume_found([number; 16], name), Ok(number));
+    }
+    written(&mut bench);
+    assert_eq!(bench.out.jobs.len(), 1, "one was handed out and is never done");
+    bench.engine.volume_drain(1, true).unwrap();
+    bench.step();
+    bench.engine.volume_forget(1, false).unwrap();
+    assert!(!bench.engine.volumes_are_written());
+    assert_eq!(bench.engine.volume_found([1; 16], "b"), Err(VolumeError::Gone(1)));
+    for _ in 0..1000 {
+        // What was written before it was let go of does not bring it back.
+        assert_eq!(bench.engine.volume_found([1; 16], "b"), Err(VolumeError::Gone(1)));
+        bench.step();
+        bench.now.monotonic += Duration::from_micros(10);
+    }
+    written(&mut bench);
+    bench.crash();
+    assert_eq!(bench.engine.volume_found([1; 16], "b"), Err(VolumeError::Gone(1)));
 }

@@ -73,6 +73,8 @@ pub(super) enum MendWhy {
 pub(super) struct Upkeep {
     /// Changes of the table that wait for their turn.
     table: VecDeque<(u8, VolumeEntry)>,
+    /// Some are on their way into the log.
+    table_in_change: bool,
     /// Not looked at before this.
     later: BTreeMap<u32, Duration>,
     /// Since when a volume is away.
@@ -88,6 +90,13 @@ pub(super) struct Upkeep {
     pub(super) wal: WalRound,
     /// What is owed, at the last look.
     owed: (u64, u64),
+}
+
+impl Upkeep {
+    /// What was on its way into the log is durable.
+    pub(super) fn table_written(&mut self) {
+        self.table_in_change = false;
+    }
 }
 
 /// The volumes that the metadata names.
@@ -163,6 +172,8 @@ impl<T> Engine<T> {
             return Err(VolumeError::OnlyCopy { number, segments: only });
         }
         self.change_volume(number, VolumeUse::Gone)?;
+        // Its directory must not be taken back while that waits to be written: it would be used, and refused at the next start.
+        self.view.volumes().forgotten(number);
         self.volume_lost(number, "it was detached for good");
         Ok(())
     }
@@ -222,15 +233,20 @@ impl<T> Engine<T> {
         Ok(())
     }
 
-    /// Writes down what waits to be written into the table. Nothing else is done before: no segment may name a volume that is not in it.
-    pub(super) fn table_changes(&mut self) -> bool {
-        let Some(cold) = &mut self.cold else { return false };
+    /// Writes down what waits to be written into the table, whatever the sorter is at: it uses only volumes that are in it.
+    pub(super) fn table_changes(&mut self) {
+        let Some(cold) = &mut self.cold else { return };
         if cold.upkeep.table.is_empty() {
-            return false;
+            return;
         }
         let changes = std::mem::take(&mut cold.upkeep.table);
+        cold.upkeep.table_in_change = true;
         cold.change(changes.into_iter().map(|(number, entry)| put(&volume_key(number), &entry.encode())).collect());
-        true
+    }
+
+    /// Whether everything that was ordered for volumes is durable.
+    pub fn volumes_are_written(&self) -> bool {
+        self.cold.as_ref().is_none_or(|cold| cold.upkeep.table.is_empty() && !cold.upkeep.table_in_change)
     }
 
     /// Where new segments go: where there is most room.
