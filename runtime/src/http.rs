@@ -55,14 +55,15 @@ impl Health {
     }
 
     /// None if the node is ready, else why not.
-    fn unready(&self) -> Option<&'static str> {
+    fn unready(&self) -> Option<String> {
         match self.stage.load(Ordering::Acquire) {
-            stage if stage == Stage::Starting as u8 => Some("the log is being recovered"),
-            stage if stage == Stage::Draining as u8 => Some("the node is shutting down"),
-            _ => match self.broker.get() {
-                Some(broker) if broker.log().stats().failed.is_some() => Some("the log takes no more writes; see the node's log"),
-                _ => None,
-            },
+            stage if stage == Stage::Starting as u8 => Some("the log is being recovered".to_owned()),
+            stage if stage == Stage::Draining as u8 => Some("the node is shutting down".to_owned()),
+            _ => {
+                let stats = self.broker.get()?.log().stats();
+                let fenced = stats.failed.map(|_| "the log takes no more writes; see the node's log".to_owned());
+                fenced.or(stats.stalled.map(|reason| format!("appends wait: {reason}")))
+            }
         }
     }
 }

@@ -110,6 +110,8 @@ pub struct Levels {
     pub resident_bytes: Level,
     /// 1 when the log takes no more writes.
     pub log_fenced: Level,
+    /// Appends wait for a sorter that fails.
+    pub log_stalled: Level,
     /// 1 when no spare segment can be made for want of space.
     pub log_disk_full: Level,
     /// Highest durable frame.
@@ -256,13 +258,14 @@ impl Metrics {
 
     fn register_levels(&mut self) {
         let levels = &self.levels;
-        let gauges: [(&str, &str, &Level); 32] = [
+        let gauges: [(&str, &str, &Level); 33] = [
             ("ingest_in_flight_bytes", "Received and not yet durable", &levels.ingest_bytes_in_flight),
             ("topics", "Topics", &levels.topics),
             ("partitions", "Partitions", &levels.partitions),
             ("producers", "Producer names known", &levels.producers),
             ("process_resident_bytes", "Resident memory of the process", &levels.resident_bytes),
             ("log_fenced", "1 when the log takes no more writes", &levels.log_fenced),
+            ("log_stalled", "1 when appends wait for a sorter that fails", &levels.log_stalled),
             ("log_disk_full", "1 when the disk has no room for a segment", &levels.log_disk_full),
             ("log_durable_lsn", "Highest durable frame", &levels.log_durable_lsn),
             ("log_frames", "Frames written since the start", &levels.log_frames),

@@ -52,7 +52,7 @@ impl NodeStatus {
             "node_id": uuid::Uuid::from_bytes(self.node_id).to_string(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "connections": connections,
-            "ready": self.broker.log().stats().failed.is_none(),
+            "ready": is_ready(&self.broker.log().stats()),
             "recovery": self.recovery,
             "disk": disk_json(self.broker.log().probe()),
             "disks": disks_json(self.broker.log()),
@@ -109,6 +109,10 @@ fn recovery_json(report: &RecoveryReport) -> Value {
     })
 }
 
+fn is_ready(stats: &LogStats) -> bool {
+    stats.failed.is_none() && stats.stalled.is_none()
+}
+
 fn log_json(stats: &LogStats) -> Value {
     json!({
         "durable_lsn": stats.durable_lsn,
@@ -129,6 +133,7 @@ fn log_json(stats: &LogStats) -> Value {
         "index_entries": stats.index_entries,
         "damaged_frames": stats.damaged_frames,
         "disk_full": stats.disk_full,
+        "stalled": stats.stalled,
         "failed": stats.failed,
     })
 }

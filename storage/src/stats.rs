@@ -172,6 +172,8 @@ pub struct LogStats {
     pub resilver_done_bytes: u64,
     /// Of so many; 0: no copy is being filled.
     pub resilver_total_bytes: u64,
+    /// Why appends wait and will go on waiting, if they do: the log is at its bound and the sorter fails. It tries again each second.
+    pub stalled: Option<String>,
     /// Why the log takes no more, if it has stopped.
     pub failed: Option<String>,
 }

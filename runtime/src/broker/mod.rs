@@ -263,6 +263,7 @@ impl Broker {
         levels.ingest_bytes_in_flight.set(self.ingest.budget.bytes_in_flight());
         let stats = self.log.stats();
         levels.log_fenced.set(u64::from(stats.failed.is_some()));
+        levels.log_stalled.set(u64::from(stats.stalled.is_some()));
         levels.log_disk_full.set(u64::from(stats.disk_full));
         levels.log_durable_lsn.set(stats.durable_lsn);
         levels.log_frames.set(stats.frames);

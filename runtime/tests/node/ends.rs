@@ -52,6 +52,7 @@ async fn probes_and_metrics_answer() {
         r#"weir_records_stored_total{topic="t"} 2"#,
         "weir_acks_total 1",
         "weir_log_fenced 0",
+        "weir_log_stalled 0",
         "weir_topics 1",
     ] {
         assert!(metrics.contains(line), "{line} is missing in\n{metrics}");

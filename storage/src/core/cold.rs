@@ -72,6 +72,8 @@ pub(super) struct Cold {
     look_at: Duration,
     /// The last job failed for want of space.
     pub(super) disk_full: bool,
+    /// Or for another reason, and none has gone well since.
+    failing: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -143,6 +145,7 @@ impl Cold {
             retry_at: None,
             look_at: Duration::ZERO,
             disk_full: false,
+            failing: None,
         }
     }
 
@@ -202,7 +205,9 @@ impl<T> Engine<T> {
         };
         cold.retry_at = None;
         // That of a mere look says nothing of the room there is.
-        cold.disk_full &= matches!(running, Running::Mend { .. } | Running::ScrubWal(_));
+        let looked = matches!(running, Running::Mend { .. } | Running::ScrubWal(_));
+        cold.disk_full &= looked;
+        cold.failing.take_if(|_| !looked);
         match (running, done) {
             (Running::Clean, Done::Cleaned { volumes, missing }) => self.volumes_cleaned(&volumes, &missing),
             (Running::Sort(to), Done::Made { segments, damaged, read_bytes }) => {
@@ -271,10 +276,23 @@ impl<T> Engine<T> {
             tracing::warn!(%error, "the cold tier could not go on; trying again");
         }
         cold.disk_full = error.is_full();
+        cold.failing = Some(error.to_string()).filter(|_| !error.is_full());
         cold.retry_at = Some(now + JOB_RETRY);
         if let Running::Remove(files) = running {
             cold.leaving.extend(files);
         }
+        if matches!(error, JobError::Disk(disk) if disk.is_of_writing()) {
+            // A disk that takes no writes fails the sorter's first, while the log at its bound has none to make: it is asked at once.
+            self.superblock_dirty = true;
+        }
+        self.publish_stats();
+    }
+
+    /// Why appends wait and go on waiting: there is no room before something is sorted, and that fails.
+    pub(super) fn stalled(&self) -> Option<String> {
+        let failing = self.cold.as_ref()?.failing.as_ref()?;
+        let bound = self.spares.len() <= self.spares_of_own() && self.wal_is_at_its_bound();
+        bound.then(|| format!("the log is at its bound, and what is in it cannot be sorted: {failing}"))
     }
 
     /// New segments and how far the WAL is free: one change.

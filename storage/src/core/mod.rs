@@ -731,6 +731,7 @@ impl<T> Engine<T> {
         };
         stats.cold_busy = self.cold_is_busy();
         stats.disk_full = self.disk_is_full();
+        stats.stalled = self.stalled();
         stats.failed.clone_from(&self.failed);
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use weir_batch::{BatchBuilder, Codec};
 
 use super::{Engine, Now, Output, PIN_LEASE, PinDone, PinLost, Pinned, VolumeError};
+use crate::cold::job::{Done, JobError};
 use crate::config::{ColdConfig, LogConfig};
 use crate::disk::sim::{Faults, SimDisk};
 use crate::disk::{AlignedBuf, Disk, DiskCompletion, DiskError, DiskOp, DiskVerb, FileId};
@@ -362,6 +363,8 @@ impl tracing::Subscriber for Errors {
 
 #[test]
 fn a_fenced_log_says_so_once_and_why() {
+    // While there is only one subscriber, a test beside this one that meets an error first decides for all threads that nobody hears it.
+    let _second = tracing::Dispatch::new(Errors::default());
     let errors = Errors::default();
     let said = std::sync::Arc::clone(&errors.0);
     tracing::subscriber::with_default(errors, || {
@@ -501,4 +504,49 @@ fn a_volume_let_go_of_for_good_is_not_taken_back_meanwhile_and_no_job_delays_tha
     written(&mut bench);
     bench.crash();
     assert_eq!(bench.engine.volume_found([1; 16], "b"), Err(VolumeError::Gone(1)));
+}
+
+fn fails_to_write() -> Result<Done, JobError> {
+    Err(JobError::Disk(DiskError::from_errno(DiskVerb::Write, FileId::Cold(1), rustix::io::Errno::ROFS)))
+}
+
+/// A bench whose first job is answered with `result`.
+fn after_a_job(result: Result<Done, JobError>, write_error: f64) -> Bench {
+    let cold = ColdConfig { wal_bytes_max: 8 * config().segment_bytes, ..ColdConfig::default() };
+    let mut bench = Bench::new(LogConfig { cold: Some(cold), ..config() }, 100);
+    assert!(bench.out.jobs.pop().is_some(), "a job is handed out");
+    bench.disk.faults.write_error = write_error;
+    bench.engine.job_done(result);
+    for _ in 0..100 {
+        bench.step();
+        bench.now.monotonic += Duration::from_micros(100);
+    }
+    bench
+}
+
+#[test]
+fn a_disk_that_takes_no_writes_of_the_sorter_fences_the_log_without_an_append() {
+    assert!(after_a_job(fails_to_write(), 1.0).engine.failed().is_some());
+    assert!(after_a_job(fails_to_write(), 0.0).engine.failed().is_none(), "the log's own disk is fine");
+    let full = || Err(JobError::Disk(DiskError::from_errno(DiskVerb::Write, FileId::Cold(1), rustix::io::Errno::NOSPC)));
+    assert!(after_a_job(full(), 1.0).engine.failed().is_none(), "there may be room again");
+}
+
+#[test]
+fn appends_that_wait_for_a_sorter_that_fails_are_no_secret() {
+    let mut bench = after_a_job(fails_to_write(), 0.0);
+    let stalled = |bench: &Bench| bench.engine.view().stats_mut().stalled.clone();
+    assert_eq!(stalled(&bench), None, "there is room yet");
+    for ticket in 0..5000 {
+        bench.engine.submit(records(4000), ticket, &mut bench.out);
+        bench.step();
+        bench.now.monotonic += Duration::from_millis(1);
+        if bench.out.jobs.pop().is_some() {
+            bench.engine.job_done(fails_to_write());
+        }
+    }
+    let reason = stalled(&bench).unwrap();
+    assert!(reason.contains("cold/00000001.cold"), "{reason}");
+    let answered = bench.out.outcomes.len();
+    assert!(answered < 5000, "appends wait");
 }

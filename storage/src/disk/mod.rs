@@ -274,6 +274,12 @@ impl DiskError {
 }
 
 impl DiskError {
+    /// Whether something could not be written, made or removed, though there is room.
+    #[must_use]
+    pub fn is_of_writing(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Short { .. } | Self::Directory { .. }) && !self.is_of_reading() && !self.is_full()
+    }
+
     /// Whether it was a read that failed, or what is to be read is not there.
     #[must_use]
     pub fn is_of_reading(&self) -> bool {
