@@ -730,7 +730,7 @@ impl Driver {
             }
         }
         for (done, sorter) in let_go.into_iter().zip(&self.sorter) {
-            sorter.let_go(done);
+            sorter.let_go(&done);
         }
     }
 

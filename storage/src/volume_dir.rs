@@ -257,7 +257,7 @@ impl VolumeSet {
         }
         answered(&ask(VolumeOrder::Lost { number }))?;
         self.disks.remove(number);
-        // A sorter that hangs on this very disk is no reason to say that the log still uses it.
+        // The channel closes. A sorter that hangs on this very disk is no reason to say that the log still uses it.
         let _ = let_go().recv_timeout(ANSWER_PATIENCE);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! The cold tier's files: read and written in large pieces by the sorter's thread, through tokio-uring where io_uring is allowed.
 //!
 //! It shares the disk with the log and must not hold it up: one request of at most 256 KiB at a time, so that a log write waits
-//! for one of them at most, and a limit on bytes a second if the operator sets one. Reads and writes go around the page cache
-//! where the file system allows it.
+//! for one of them at most, and a limit on bytes a second if the operator sets one. In a hurry requests are larger: the log waits longer
+//! for what is not sorted than for them. Reads and writes go around the page cache where the file system allows it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,10 +16,12 @@ use tokio_uring::fs::File;
 
 use super::files::{DataDir, OpenFiles, read_exact, write_all};
 use super::reader::{Target, blocks_around, cut, read_into};
-use super::{AlignedBuf, BLOCK_BYTES, BufPool, ColdStore, DiskError, DiskVerb, FileId};
+use super::{AlignedBuf, BLOCK_BYTES, BufPool, ColdPace, ColdStore, DiskError, DiskVerb, FileId};
 
 /// One request to the disk: large enough for throughput, small enough for a log write to slip in between.
 const REQUEST_BYTES: usize = 256 << 10;
+/// The same in a hurry: each request costs the wait for a processor once more.
+const HURRIED_REQUEST_BYTES: usize = 1 << 20;
 /// Read buffers kept for use again.
 const POOL_BYTES: usize = 16 << 20;
 /// Inputs of a merge, and the WAL segment that is being sorted.
@@ -34,12 +36,13 @@ pub(super) struct ColdFiles {
     /// Windows of scans are alike: most come back before the next is asked for.
     pool: BufPool,
     limiter: Limiter,
+    request_bytes: usize,
     stop: Arc<AtomicBool>,
 }
 
 impl ColdFiles {
     /// To be called on the thread that will use it: the ring belongs to one.
-    pub(super) fn open(dir: DataDir, uring: bool, bandwidth_max: Option<u64>, stop: Arc<AtomicBool>) -> ColdFiles {
+    pub(super) fn open(dir: DataDir, uring: bool, pace: ColdPace, stop: Arc<AtomicBool>) -> ColdFiles {
         let ring = uring.then(|| tokio_uring::Runtime::new(&tokio_uring::builder()));
         if let Some(Err(error)) = &ring {
             tracing::warn!(%error, "the sorter gets no io_uring; it uses plain system calls");
@@ -51,7 +54,8 @@ impl ColdFiles {
             reading: OpenFiles::new(FILES_OPEN_MAX),
             writing: None,
             pool: BufPool::new(POOL_BYTES),
-            limiter: Limiter::new(bandwidth_max),
+            limiter: Limiter::new(pace.bytes_per_second),
+            request_bytes: if pace.in_hurry { HURRIED_REQUEST_BYTES } else { REQUEST_BYTES },
             stop,
         }
     }
@@ -75,18 +79,17 @@ impl ColdStore for ColdFiles {
         let fd = self.reading.get(file, || self.dir.open_read(file).map(Arc::new))?;
         let (from, whole) = blocks_around(file, at, bytes)?;
         let mut buf = self.pool.take(whole);
-        let limiter = &mut self.limiter;
+        let (limiter, most) = (&mut self.limiter, self.request_bytes);
         match &self.ring {
             None => {
-                for (n, piece) in buf.chunks_mut(REQUEST_BYTES).enumerate() {
+                for (n, piece) in buf.chunks_mut(most).enumerate() {
                     limiter.pass(piece.len());
-                    read_exact(&fd, file, from + (n * REQUEST_BYTES) as u64, piece)?;
+                    read_exact(&fd, file, from + (n * most) as u64, piece)?;
                 }
             }
             Some(ring) => {
-                let work = async |ring_file: &File| {
-                    read_into(ring_file, file, from, buf, REQUEST_BYTES, |bytes| limiter.pass(bytes)).await
-                };
+                let work =
+                    async |ring_file: &File| read_into(ring_file, file, from, buf, most, |bytes| limiter.pass(bytes)).await;
                 buf = ring.block_on(with_file(&fd, file, DiskVerb::Read, work))?;
             }
         }
@@ -109,7 +112,7 @@ impl ColdStore for ColdFiles {
         let mut target = Target(data);
         let mut done = 0;
         while done < bytes {
-            let to = (done + REQUEST_BYTES).min(bytes);
+            let to = (done + self.request_bytes).min(bytes);
             self.limiter.pass(to - done);
             match &self.ring {
                 None => {
@@ -246,12 +249,12 @@ mod tests {
         buf
     }
 
-    fn round_trip(choice: BackendChoice) {
+    fn round_trip(choice: BackendChoice, pace: ColdPace) {
         let dir = tempfile::tempdir().unwrap();
         let OpenedDisk { cold, .. } = crate::disk::open(dir.path(), choice).unwrap();
-        let mut store = (*cold)(Some(1 << 30), Arc::default());
+        let mut store = (*cold)(pace, Arc::default());
         assert_eq!(store.list().unwrap(), []);
-        let (file, bytes) = (FileId::Cold(7), REQUEST_BYTES + 3 * BLOCK_BYTES);
+        let (file, bytes) = (FileId::Cold(7), HURRIED_REQUEST_BYTES + 3 * BLOCK_BYTES);
         store.create(file).unwrap();
         store.write(file, 0, pattern(bytes)).unwrap();
         store.write(file, bytes as u64, pattern(BLOCK_BYTES)).unwrap();
@@ -273,7 +276,11 @@ mod tests {
 
     #[test]
     fn files_are_written_once_and_read_back() {
-        round_trip(BackendChoice::Auto);
-        round_trip(BackendChoice::Plain);
+        for pace in
+            [ColdPace { bytes_per_second: Some(1 << 30), in_hurry: false }, ColdPace { in_hurry: true, ..ColdPace::default() }]
+        {
+            round_trip(BackendChoice::Auto, pace);
+            round_trip(BackendChoice::Plain, pace);
+        }
     }
 }

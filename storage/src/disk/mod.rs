@@ -559,8 +559,17 @@ pub struct OpenedDisk {
     pub probe: DiskProbe,
 }
 
-/// Makes a cold store that takes at most so many bytes a second, and fails everything once the flag says so.
-pub type ColdOpener = Arc<dyn Fn(Option<u64>, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send + Sync>;
+/// How a cold store uses its disk, which is the log's disk as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ColdPace {
+    /// Most bytes a second, if there is a limit.
+    pub bytes_per_second: Option<u64>,
+    /// Producers wait for what is done, or soon will: a log write may wait for a larger request.
+    pub in_hurry: bool,
+}
+
+/// Makes a cold store that fails everything once the flag says so.
+pub type ColdOpener = Arc<dyn Fn(ColdPace, Arc<AtomicBool>) -> Box<dyn ColdStore> + Send + Sync>;
 
 /// Makes the data directory where it is missing, finds out what disk and kernel offer, says so in the log, and opens the
 /// backend that fits. The caller holds the directory's lock.
@@ -597,7 +606,7 @@ pub fn open_cold(root: &Path, choice: BackendChoice) -> Result<(Arc<dyn Reader>,
 }
 
 fn cold_opener(dir: files::DataDir, uring: bool) -> ColdOpener {
-    Arc::new(move |bandwidth_max, stop| Box::new(cold::ColdFiles::open(dir.clone(), uring, bandwidth_max, stop)))
+    Arc::new(move |pace, stop| Box::new(cold::ColdFiles::open(dir.clone(), uring, pace, stop)))
 }
 
 #[cfg(test)]
