@@ -83,11 +83,9 @@ impl Model {
                 continue;
             }
             let superseded = latest[record.number] > Some(*offset);
-            // Once named as lost: when the damaged segment leaves, nobody knows of whom it had what.
-            let known_lost = self.keyed.as_ref().is_some_and(|keyed| keyed.lost.contains(&(id, *offset)));
             if damage_allowed && in_gap(*offset) {
                 lost.push((id, *offset));
-            } else if !superseded && !known_lost && !self.may_be_gone(record) {
+            } else if !superseded && !self.may_be_gone(record) {
                 tally.lost += 1;
                 return Err(format!("partition {id}: {record:?} is missing at {offset}, valid are {bounds:?}"));
             }

@@ -311,8 +311,8 @@ impl Model {
         }
     }
 
-    /// A search asks cold segments first, a read may be answered from memory: what a compaction has left out, or the sorter has lost to
-    /// damage, the read still sees.
+    /// A search asks cold segments first, a read may be answered from memory: what a compaction has left out for the sake of a later record
+    /// the read still sees.
     fn may_be_passed_over(
         &self,
         id: PartitionId,
@@ -320,12 +320,10 @@ impl Model {
         wanted: Option<(i64, i64)>,
         found: Option<(i64, i64)>,
     ) -> bool {
-        let Some(batches) = contents.keyed.get(&id) else { return self.damage_allowed };
-        let end = found.map_or(i64::MAX, |(offset, _)| offset);
+        let (Some(batches), Some((from, _)), Some((to, _))) = (contents.keyed.get(&id), wanted, found) else { return false };
         let row = row_of(batches, 0);
         let superseded = |at: usize| row[at + 1..].iter().any(|(_, later)| later.number == row[at].1.number);
-        let passed = (0..row.len()).filter(|at| wanted.is_some_and(|(from, _)| (from..end).contains(&row[*at].0)));
-        self.damage_allowed || passed.into_iter().all(|at| superseded(at) || row[at].1.value.is_none())
+        (0..row.len()).filter(|at| (from..to).contains(&row[*at].0)).all(superseded)
     }
 
     /// A place between two appends of a partition.
