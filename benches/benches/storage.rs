@@ -82,6 +82,8 @@ fn build(buf: &mut AlignedBuf, entries: usize, batch: &[u8]) -> u32 {
         payload_crc: crc32c::crc32c(&buf[start..start + payload_bytes]),
         written_ms: 0,
         volume_id: [1; 16],
+        block: 1,
+        epoch_lsn: 1,
     };
     seal(&header, buf)
 }

@@ -219,6 +219,10 @@ impl FileReader<'_> {
         if ours.is_some_and(|ours| ours != header.segment_sequence) {
             return Ok((next, Piece::Old { at, bytes: frame_bytes, frames: 1 }));
         }
+        if !header.lies_at(at) {
+            let reason = format!("a frame that belongs to block {}, at {}", header.block, u64::from(header.block) * BLOCK as u64);
+            return Ok((next, Piece::Other { at, bytes: frame_bytes, reason }));
+        }
         let entries = header.directory(&bytes).map_err(str::to_owned);
         bytes = self.read(at, header.frame_bytes())?;
         let payload = header.verified_payload(&bytes).and_then(|stored| header.raw_payload(stored)).map_err(str::to_owned);

@@ -283,7 +283,8 @@ impl ReadPath {
             return Parsed::Longer(header_bytes.next_multiple_of(BLOCK));
         }
         let Ok(header) = frame::decode_header(data) else { return Parsed::Nothing };
-        if header.volume_id != self.volume_id || header.segment_sequence != u64::from(position.sequence) {
+        let its = header.volume_id == self.volume_id && header.segment_sequence == u64::from(position.sequence);
+        if !its || !header.lies_at(u64::from(position.block) * BLOCK as u64) {
             return Parsed::Nothing;
         }
         if header.frame_bytes() > data.len() {

@@ -410,6 +410,7 @@ fn tear_tail(dir: &Path) {
         payload_bytes: payload.len() as u32,
         payload_raw_bytes: payload.len() as u32,
         payload_crc: crc32c::crc32c(&payload),
+        block: last.header.block + (last.header.frame_bytes() / BLOCK) as u32,
         ..last.header
     };
     let mut torn = vec![0; header.frame_bytes()];

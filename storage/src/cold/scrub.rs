@@ -138,7 +138,7 @@ impl Scrub<'_, '_> {
         let Ok(header) = frame::decode_header(&head) else { return Ok(None) };
         let its = header.volume_id == *self.log_id && header.segment_sequence == self.segment.sequence;
         let bytes = header.frame_bytes();
-        if !its || !self.joins(&header) || at + bytes as u64 > self.end() {
+        if !its || !header.lies_at(at) || !self.joins(&header) || at + bytes as u64 > self.end() {
             return Ok(None);
         }
         let Some(whole) = self.read(n, at, bytes)? else { return Ok(None) };
@@ -146,7 +146,7 @@ impl Scrub<'_, '_> {
         Ok(sound.then_some((header, whole)))
     }
 
-    /// A write that went astray leaves a good frame in a wrong place.
+    /// Frames of older programs do not say where they belong.
     fn joins(&self, header: &FrameHeader) -> bool {
         match self.last {
             Some((lsn, _)) if self.lost => header.lsn > lsn,

@@ -174,13 +174,16 @@ impl WalScan {
         if header.volume_id != self.log_id || header.segment_sequence != self.segment.sequence {
             return Ok(Err("it is a frame of another log, or of an earlier life of the segment"));
         }
+        if !header.lies_at(self.at) {
+            return Ok(Err("it belongs to another place"));
+        }
         if self.at + header.frame_bytes() as u64 > self.end() {
             return Ok(Err("it reaches beyond the segment"));
         }
         Ok(Ok((header, head)))
     }
 
-    /// A write that went astray leaves a good frame in a wrong place.
+    /// Frames of older programs do not say where they belong.
     fn joins(&self, header: &FrameHeader) -> bool {
         match self.last {
             Some((lsn, _)) if self.lost => header.lsn > lsn,

@@ -194,13 +194,16 @@ impl<T> Engine<T> {
             self.counters.compressed_from_bytes += payload_raw_bytes as u64;
             self.counters.compressed_to_bytes += payload_bytes as u64;
         }
+        let active = self.active.as_ref().expect("frames go into a segment");
+        // The first one lies behind the segment's header, in the same write.
+        let block = (active.at as usize / BLOCK).max(1) as u32;
         let header = FrameHeader {
             header_crc: 0,
             kind,
             zstd,
             epoch: self.superblock.epoch,
             lsn: self.lsn_last + 1,
-            segment_sequence: self.active.as_ref().expect("frames go into a segment").sequence,
+            segment_sequence: active.sequence,
             durable_lsn: self.lsn_durable,
             prev_crc: self.crc_last,
             entries: entries as u32,
@@ -209,6 +212,8 @@ impl<T> Engine<T> {
             payload_crc,
             written_ms: self.now.wall_ms,
             volume_id: self.superblock.volume_id,
+            block,
+            epoch_lsn: self.epoch_lsn,
         };
         let bytes = header.frame_bytes();
         self.lsn_last += 1;

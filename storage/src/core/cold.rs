@@ -324,8 +324,8 @@ impl<T> Engine<T> {
         cold.change(meta);
     }
 
-    /// Starts rise first, in as many frames as it takes; then the segment is out. A crash between leaves starts that are too
-    /// high by nothing that could be read.
+    /// Starts rise first, in as many frames as it takes; with the last of them the segment is out, so damage to one frame takes both or
+    /// neither. A crash between leaves starts that are too high by nothing that could be read.
     fn segment_leaves(&mut self, number: u32, ends: &[(PartitionId, i64)], why: Why) {
         match why {
             Why::Retention => self.counters.segments_expired += 1,
@@ -337,7 +337,9 @@ impl<T> Engine<T> {
             ..Append::default()
         };
         let mut appends: VecDeque<Append> = ends.chunks(per_append).map(raise).collect();
-        appends.push_back(Append { meta: vec![delete(&cold_key(number))], ..Append::default() });
+        let mut last = appends.pop_back().unwrap_or_default();
+        last.meta.push(delete(&cold_key(number)));
+        appends.push_back(last);
         self.cold.as_mut().expect("only then are there jobs").change_in_turn(appends);
     }
 

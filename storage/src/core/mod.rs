@@ -339,6 +339,8 @@ pub struct Engine<T> {
     op_next: u64,
 
     // The chain of frames.
+    /// First one of this opening.
+    epoch_lsn: u64,
     lsn_last: u64,
     crc_last: u32,
     lsn_durable: u64,
@@ -425,6 +427,7 @@ impl<T> Engine<T> {
             life: Life::Running,
             failed: None,
             op_next: 1,
+            epoch_lsn: opening.last_lsn + 1,
             lsn_last: opening.last_lsn,
             crc_last: opening.last_crc,
             lsn_durable: opening.last_lsn,

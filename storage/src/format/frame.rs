@@ -65,6 +65,10 @@ pub struct FrameHeader {
     pub written_ms: u64,
     /// Volume it belongs to. Nobody outside knows it, so no record can contain a frame of this volume.
     pub volume_id: Uuid,
+    /// Block of the segment it was written to; 0: it does not say.
+    pub block: u32,
+    /// First frame of its epoch: what an older opening wrote from this number on was given up. 0: it does not say.
+    pub epoch_lsn: u64,
 }
 
 /// Kind of a directory entry.
@@ -228,6 +232,8 @@ pub fn seal(header: &FrameHeader, frame: &mut [u8]) -> u32 {
     put(head, 68, &header.payload_crc.to_le_bytes());
     put(head, 72, &header.written_ms.to_le_bytes());
     put(head, 80, &header.volume_id);
+    put(head, 96, &header.block.to_le_bytes());
+    put(head, 104, &header.epoch_lsn.to_le_bytes());
     let crc = crc32c::crc32c(&head[8..]);
     put(head, 4, &crc.to_le_bytes());
     crc
@@ -277,6 +283,8 @@ pub fn decode_header(bytes: &[u8]) -> Result<FrameHeader, &'static str> {
         payload_crc: u32_at(head, 68),
         written_ms: u64_at(head, 72),
         volume_id: array_at(head, 80),
+        block: u32_at(head, 96),
+        epoch_lsn: u64_at(head, 104),
     };
     if header_bytes(header.entries as usize) != header_length
         || header.payload_bytes as usize > FRAME_BYTES_LIMIT
@@ -330,6 +338,11 @@ impl FrameHeader {
     /// Bytes of the whole frame on disk.
     pub fn frame_bytes(&self) -> usize {
         frame_bytes(self.entries as usize, self.payload_bytes as usize)
+    }
+
+    /// Whether it was written to this place of its segment: a write that goes astray leaves a good frame in a wrong one.
+    pub fn lies_at(&self, at: u64) -> bool {
+        self.block == 0 || u64::from(self.block) * BLOCK as u64 == at
     }
 
     /// Bytes of header and directory.
@@ -397,6 +410,8 @@ mod tests {
             payload_crc: 0,
             written_ms,
             volume_id: [9; 16],
+            block: segment_sequence as u32,
+            epoch_lsn: lsn / 2,
         }
     }
 

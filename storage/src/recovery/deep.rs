@@ -5,7 +5,7 @@
 
 use super::replay::Replay;
 use super::scan::Scanner;
-use super::volume::{self, Segment};
+use super::volume::{self, Segment, put_in_order};
 use super::{LogReader, Visit};
 use crate::config::LogConfig;
 use crate::core::Now;
@@ -69,18 +69,14 @@ fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Vec<Segment>, 
         if disk.size(FileId::Segment(file))? != Some(superblock.segment_bytes) {
             continue;
         }
-        let header = match header(disk, file) {
-            Some(header) if header.volume_id == superblock.volume_id => Some((header, false, true)),
+        let segment = match header(disk, file) {
+            Some(header) if header.volume_id == superblock.volume_id => Some(Segment::whole(file, header)),
             Some(_) => None,
-            None => Scanner::new(disk, superblock)
-                .any_frame(file)
-                .map(|(_, found)| (found.header_of_segment(), true, found.is_first())),
+            None => Scanner::new(disk, superblock).any_frame(file).map(|(_, found)| found.segment(file)),
         };
-        if let Some((header, repaired, exact)) = header.filter(|(header, ..)| header.sequence >= superblock.first_sequence) {
-            segments.push(Segment { file, header, repaired, exact });
-        }
+        segments.extend(segment.filter(|segment| segment.header.sequence >= superblock.first_sequence));
     }
-    segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    put_in_order(&mut segments);
     segments.dedup_by_key(|segment| segment.header.sequence);
     Ok(segments)
 }

@@ -288,7 +288,7 @@ impl LogReader<'_> {
         let next_lsn = self.last_lsn + 1;
         if first || self.after_damage {
             self.after_damage = segment.repaired;
-        } else if (next_lsn, self.last_crc) != (header.first_lsn, header.prev_crc) {
+        } else if next_lsn != header.first_lsn || (segment.chained && self.last_crc != header.prev_crc) {
             let frames = header.first_lsn.saturating_sub(next_lsn);
             let reason = "the frames before this one are not those it was chained to";
             self.note_damage(segment, 0, next_lsn.min(header.first_lsn), frames, reason);
@@ -297,6 +297,7 @@ impl LogReader<'_> {
             }
         }
         (self.last_lsn, self.last_crc) = (header.first_lsn - 1, header.prev_crc);
+        self.after_damage |= !segment.chained;
     }
 
     fn take(&mut self, segment: &Segment, found: &Found, position: u64, verify: bool) {

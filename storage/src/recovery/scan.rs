@@ -34,10 +34,10 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Header of the segment, as its first readable frame has it.
-    pub(super) fn header_of_segment(&self) -> SegmentHeader {
+    /// The segment, as its first readable frame shows it.
+    pub(super) fn segment(&self, file: u32) -> Segment {
         let frame = &self.header;
-        SegmentHeader {
+        let header = SegmentHeader {
             volume_id: frame.volume_id,
             sequence: frame.segment_sequence,
             epoch: frame.epoch,
@@ -45,11 +45,18 @@ impl Found {
             prev_crc: frame.prev_crc,
             durable_lsn: frame.durable_lsn,
             opened_ms: frame.written_ms,
-        }
+        };
+        Segment { file, header, repaired: true, exact: self.is_first(), chained: true, epoch_lsn: frame.epoch_lsn }
     }
 
-    /// Whether it is what a segment begins with, where it must be: a write gone astray may have put a later frame there.
-    pub(super) fn is_first(&self) -> bool {
+    /// Whether a write gone astray has put it here.
+    fn is_in_place(&self) -> bool {
+        self.header.lies_at(self.position)
+    }
+
+    /// Whether it is what a segment begins with: of older programs, which do not say where a frame belongs, a write gone astray may have put
+    /// a later one there.
+    fn is_first(&self) -> bool {
         self.position == BLOCK as u64 && matches!(self.header.kind, FrameKind::Snapshot | FrameKind::SnapshotEnd)
     }
 }
@@ -162,6 +169,9 @@ impl<'a> Scanner<'a> {
         verify: bool,
     ) -> Result<Found, String> {
         let found = self.intact(copy, segment, position, verify)?;
+        if !found.is_in_place() {
+            return Err(format!("frame {} is here, which belongs to block {}", found.header.lsn, found.header.block));
+        }
         if found.header.lsn != expected.lsn {
             return Err(format!("frame {} is here instead", found.header.lsn));
         }
@@ -241,8 +251,19 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// The first frame from `position` on that is good in itself and has an LSN of at least `lsn` and below `limit`.
+    /// The first frame from `position` on that is good in itself, lies where it belongs, and has an LSN of at least `lsn` and below `limit`.
     pub(super) fn find_next(&mut self, segment: &Segment, mut position: u64, lsn: u64, limit: u64) -> Option<Found> {
+        loop {
+            let found = self.find_any(segment, position, lsn, limit)?;
+            if found.is_in_place() {
+                return Some(found);
+            }
+            position = found.position + BLOCK as u64;
+        }
+    }
+
+    /// The same wherever it belongs: what it says of others is true all the same.
+    fn find_any(&mut self, segment: &Segment, mut position: u64, lsn: u64, limit: u64) -> Option<Found> {
         while position < self.superblock.segment_bytes {
             for copy in 0..self.windows.len() {
                 if self.may_be_frame(copy, segment, position)
@@ -259,7 +280,7 @@ impl<'a> Scanner<'a> {
 
     /// Whether any good frame from `position` on says that `lsn` was durable.
     pub(super) fn proves(&mut self, segment: &Segment, mut position: u64, lsn: u64) -> bool {
-        while let Some(found) = self.find_next(segment, position, lsn, u64::MAX) {
+        while let Some(found) = self.find_any(segment, position, lsn, u64::MAX) {
             if found.header.durable_lsn >= lsn {
                 return true;
             }
@@ -271,7 +292,7 @@ impl<'a> Scanner<'a> {
     /// Highest LSN that a good frame from `position` on says was durable.
     pub(super) fn proven_up_to(&mut self, segment: &Segment, mut position: u64) -> u64 {
         let mut proven = 0;
-        while let Some(found) = self.find_next(segment, position, 0, u64::MAX) {
+        while let Some(found) = self.find_any(segment, position, 0, u64::MAX) {
             proven = proven.max(found.header.durable_lsn);
             position = found.position + found.header.frame_bytes() as u64;
         }
@@ -359,6 +380,7 @@ impl<'a> Scanner<'a> {
                 && header.volume_id == self.superblock.volume_id
                 && header.epoch <= self.superblock.epoch
                 && header.segment_sequence >= self.superblock.first_sequence
+                && header.lies_at(position)
             {
                 return Some(Found { header, position, entries: Vec::new(), payload: None });
             }

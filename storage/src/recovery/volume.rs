@@ -20,6 +20,32 @@ pub(super) struct Segment {
     pub(super) repaired: bool,
     /// Whether `first_lsn` is certain: a repaired header whose first frames are gone as well only knows a later one.
     pub(super) exact: bool,
+    /// Whether `prev_crc` is that of the frame before `first_lsn`.
+    pub(super) chained: bool,
+    /// Of a repaired one: first frame of its epoch; 0: unknown.
+    pub(super) epoch_lsn: u64,
+}
+
+impl Segment {
+    /// With a header that could be read.
+    pub(super) fn whole(file: u32, header: SegmentHeader) -> Segment {
+        Segment { file, header, repaired: false, exact: true, chained: true, epoch_lsn: 0 }
+    }
+}
+
+/// In order of their sequences. Each opening begins with a new segment: so the first one of an epoch begins where that epoch did,
+/// even if its own first frames are lost, and what an older epoch wrote from there on stays given up.
+pub(super) fn put_in_order(segments: &mut [Segment]) {
+    segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    for at in 1..segments.len() {
+        let before = segments[at - 1].header.epoch;
+        let segment = &mut segments[at];
+        let known = (1..segment.header.first_lsn).contains(&segment.epoch_lsn);
+        if !segment.exact && known && before < segment.header.epoch {
+            segment.header.first_lsn = segment.epoch_lsn;
+            (segment.exact, segment.chained) = (true, false);
+        }
+    }
 }
 
 /// A volume's files, sorted out.
@@ -69,11 +95,11 @@ pub(super) fn read(
         sort_file(disk, file, header, &mut volume, &mut unknown, &mut empty)?;
     }
     let nobodys = find_lives(disk, &mut volume, unknown, report)?;
-    volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    put_in_order(&mut volume.segments);
     if check_order(&volume, report).is_err() {
         // A header may also have been lost to zeros.
         empty = find_lives(disk, &mut volume, empty, report)?;
-        volume.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+        put_in_order(&mut volume.segments);
     }
     volume.spares.extend(empty);
     check_order(&volume, report)?;
@@ -224,7 +250,7 @@ fn sort_file(
                 return Err(OpenError::FutureEpoch { file, epoch: header.epoch, known: superblock.epoch });
             }
             if header.sequence >= superblock.first_sequence {
-                let new = Segment { file, header, repaired: false, exact: true };
+                let new = Segment::whole(file, header);
                 let Some(same) = volume.segments.iter_mut().find(|segment| segment.header.sequence == header.sequence) else {
                     volume.segments.push(new);
                     return Ok(());
@@ -276,8 +302,7 @@ fn find_lives(
             Some((copy, found)) => {
                 scanner.share_remains(file, copy, &found)?;
                 report.headers_repaired += 1;
-                let header = found.header_of_segment();
-                volume.segments.push(Segment { file, header, repaired: true, exact: found.is_first() });
+                volume.segments.push(found.segment(file));
             }
             None => nobodys.push(file),
         }

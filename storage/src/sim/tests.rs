@@ -311,6 +311,32 @@ fn a_frame_that_went_astray_is_no_segments_beginning() {
     run(502_129, Mode::Damage).unwrap();
 }
 
+/// The seed that found it: with two copies, a frame that went astray on one was taken for what belongs there, so the other one was not asked.
+#[test]
+fn a_reader_takes_no_frame_that_went_astray() {
+    run(608_289, Mode::MirrorRot).unwrap();
+}
+
+/// The seed that found it: behind a damaged frame the sorter took one that went astray, and so passed over all good ones between the two.
+#[test]
+fn a_frame_that_went_astray_hides_none_from_the_sorter() {
+    run(538_544, Mode::Damage).unwrap();
+}
+
+/// The seed that found it: a segment had lost its header, its snapshot and its first frames. Where its epoch had begun was not known, so
+/// frames that an earlier recovery had given up counted again.
+#[test]
+fn frames_given_up_stay_so_when_the_beginning_of_the_next_epoch_is_lost() {
+    run(601_549, Mode::Damage).unwrap();
+}
+
+/// The seed that found it: a frame that raised starts was damaged, the one behind it took the segment out of the manifest. Of a compacted
+/// class that looked like something left out.
+#[test]
+fn a_segment_is_out_with_the_raise_of_its_starts_or_not_at_all() {
+    run(529_094, Mode::Damage).unwrap();
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
