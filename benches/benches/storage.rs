@@ -83,6 +83,7 @@ fn build(buf: &mut AlignedBuf, entries: usize, batch: &[u8]) -> u32 {
         written_ms: 0,
         volume_id: [1; 16],
         block: 1,
+        file: Some(0),
         epoch_lsn: 1,
     };
     seal(&header, buf)

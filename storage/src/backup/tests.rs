@@ -68,6 +68,7 @@ fn node(lsn: u64, wal: &[(u32, u64, u32)], cold: &[u32]) -> Node {
             prev_crc: 0,
             durable_lsn: 0,
             opened_ms: 0,
+            file: Some(*file),
         };
         header.encode(&mut bytes);
         files.insert(FileId::Segment(*file), bytes.into());

@@ -213,6 +213,7 @@ impl<T> Engine<T> {
             written_ms: self.now.wall_ms,
             volume_id: self.superblock.volume_id,
             block,
+            file: Some(active.file),
             epoch_lsn: self.epoch_lsn,
         };
         let bytes = header.frame_bytes();

@@ -39,6 +39,7 @@ impl<T> Engine<T> {
             prev_crc: self.crc_last,
             durable_lsn: self.lsn_durable,
             opened_ms: self.now.wall_ms,
+            file: Some(file),
         };
         self.active = Some(Active { file, sequence, at: 0, last_written_ms: self.now.wall_ms, first_data_ms: None });
         self.cut_snapshot();

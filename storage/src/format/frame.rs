@@ -4,7 +4,7 @@
 //! header CRC over the raw header and directory, then believes the fields; the payload has a CRC of its own, so that recovery of
 //! old segments can hop from directory to directory.
 
-use super::{BLOCK, Uuid, array_at, i64_at, put, u16_at, u32_at, u64_at};
+use super::{BLOCK, Uuid, array_at, i64_at, number_or_zero, put, u16_at, u32_at, u64_at};
 
 /// Bytes before the directory.
 pub const HEADER_BYTES: usize = 128;
@@ -67,6 +67,8 @@ pub struct FrameHeader {
     pub volume_id: Uuid,
     /// Block of the segment it was written to; 0: it does not say.
     pub block: u32,
+    /// Number of the segment's file, if it says so.
+    pub file: Option<u32>,
     /// First frame of its epoch: what an older opening wrote from this number on was given up. 0: it does not say.
     pub epoch_lsn: u64,
 }
@@ -233,6 +235,7 @@ pub fn seal(header: &FrameHeader, frame: &mut [u8]) -> u32 {
     put(head, 72, &header.written_ms.to_le_bytes());
     put(head, 80, &header.volume_id);
     put(head, 96, &header.block.to_le_bytes());
+    put(head, 100, &number_or_zero(header.file).to_le_bytes());
     put(head, 104, &header.epoch_lsn.to_le_bytes());
     let crc = crc32c::crc32c(&head[8..]);
     put(head, 4, &crc.to_le_bytes());
@@ -284,6 +287,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<FrameHeader, &'static str> {
         written_ms: u64_at(head, 72),
         volume_id: array_at(head, 80),
         block: u32_at(head, 96),
+        file: u32_at(head, 100).checked_sub(1),
         epoch_lsn: u64_at(head, 104),
     };
     if header_bytes(header.entries as usize) != header_length
@@ -343,6 +347,11 @@ impl FrameHeader {
     /// Whether it was written to this place of its segment: a write that goes astray leaves a good frame in a wrong one.
     pub fn lies_at(&self, at: u64) -> bool {
         self.block == 0 || u64::from(self.block) * BLOCK as u64 == at
+    }
+
+    /// Whether it may be a frame of this file, told by its number in the WAL.
+    pub fn may_be_of(&self, file: u32) -> bool {
+        self.file.is_none_or(|own| own == file)
     }
 
     /// Bytes of header and directory.
@@ -411,6 +420,7 @@ mod tests {
             written_ms,
             volume_id: [9; 16],
             block: segment_sequence as u32,
+            file: (segment_sequence as u32).checked_sub(1),
             epoch_lsn: lsn / 2,
         }
     }

@@ -36,6 +36,12 @@ pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     array.copy_from_slice(&bytes[at..at + N]);
     array
 }
+
+/// A file's number as headers have it: one more, since zero says nothing.
+pub(crate) fn number_or_zero(number: Option<u32>) -> u32 {
+    number.map_or(0, |number| number.saturating_add(1))
+}
+
 pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }

@@ -1,6 +1,6 @@
 //! The first block of a segment file: which life of the file this is, and where it joins the log.
 
-use super::{BLOCK, Uuid, array_at, put, u16_at, u32_at, u64_at};
+use super::{BLOCK, Uuid, array_at, number_or_zero, put, u16_at, u32_at, u64_at};
 
 pub(crate) const MAGIC: &[u8; 8] = b"WEIRSEG1";
 /// Newest version of the header known here.
@@ -23,6 +23,8 @@ pub struct SegmentHeader {
     pub durable_lsn: u64,
     /// When it was opened.
     pub opened_ms: u64,
+    /// Number of the file it was written to, if it says so.
+    pub file: Option<u32>,
 }
 
 /// What the first block of a segment file turned out to hold.
@@ -50,10 +52,16 @@ impl SegmentHeader {
         put(block, 40, &self.epoch.to_le_bytes());
         put(block, 48, &self.first_lsn.to_le_bytes());
         put(block, 56, &self.prev_crc.to_le_bytes());
+        put(block, 60, &number_or_zero(self.file).to_le_bytes());
         put(block, 64, &self.durable_lsn.to_le_bytes());
         put(block, 72, &self.opened_ms.to_le_bytes());
         let crc = crc32c::crc32c(&block[12..]);
         put(block, 8, &crc.to_le_bytes());
+    }
+
+    /// Whether it may be this file's: a write that goes astray leaves a whole header in a wrong one.
+    pub fn may_be_of(&self, file: u32) -> bool {
+        self.file.is_none_or(|own| own == file)
     }
 
     /// Reads one block.
@@ -78,6 +86,7 @@ impl SegmentHeader {
             prev_crc: u32_at(block, 56),
             durable_lsn: u64_at(block, 64),
             opened_ms: u64_at(block, 72),
+            file: u32_at(block, 60).checked_sub(1),
         })
     }
 }
@@ -89,9 +98,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip_and_any_changed_byte_is_seen(volume_id in any::<[u8; 16]>(), numbers in any::<[u64; 5]>(), prev_crc: u32, at in 0..BLOCK, flip in 1..=255_u8) {
+        fn round_trip_and_any_changed_byte_is_seen(volume_id in any::<[u8; 16]>(), numbers in any::<[u64; 5]>(), prev_crc: u32, file in proptest::option::of(0..u32::MAX), at in 0..BLOCK, flip in 1..=255_u8) {
             let [sequence, epoch, first_lsn, durable_lsn, opened_ms] = numbers;
-            let header = SegmentHeader { volume_id, sequence, epoch, first_lsn, prev_crc, durable_lsn, opened_ms };
+            let header = SegmentHeader { volume_id, sequence, epoch, first_lsn, prev_crc, durable_lsn, opened_ms, file };
             let mut block = vec![7; BLOCK];
             header.encode(&mut block);
             prop_assert_eq!(SegmentHeader::decode(&block), HeaderBlock::Good(header));

@@ -69,7 +69,7 @@ fn survey(disk: &mut dyn Disk, superblock: &Superblock) -> Result<Vec<Segment>, 
         if disk.size(FileId::Segment(file))? != Some(superblock.segment_bytes) {
             continue;
         }
-        let segment = match header(disk, file) {
+        let segment = match header(disk, file).filter(|header| header.may_be_of(file)) {
             Some(header) if header.volume_id == superblock.volume_id => Some(Segment::whole(file, header)),
             Some(_) => None,
             None => Scanner::new(disk, superblock).any_frame(file).map(|(_, found)| found.segment(file)),

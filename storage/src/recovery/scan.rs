@@ -45,6 +45,7 @@ impl Found {
             prev_crc: frame.prev_crc,
             durable_lsn: frame.durable_lsn,
             opened_ms: frame.written_ms,
+            file: Some(file),
         };
         Segment { file, header, repaired: true, exact: self.is_first(), chained: true, epoch_lsn: frame.epoch_lsn }
     }
@@ -245,6 +246,9 @@ impl<'a> Scanner<'a> {
         if header.segment_sequence != segment.header.sequence {
             return Err("it is of another life of this file");
         }
+        if !header.may_be_of(segment.file) {
+            return Err("it belongs to another file");
+        }
         if header.epoch > self.superblock.epoch {
             return Err("it is of an epoch that never was");
         }
@@ -381,6 +385,7 @@ impl<'a> Scanner<'a> {
                 && header.epoch <= self.superblock.epoch
                 && header.segment_sequence >= self.superblock.first_sequence
                 && header.lies_at(position)
+                && header.may_be_of(file)
             {
                 return Some(Found { header, position, entries: Vec::new(), payload: None });
             }

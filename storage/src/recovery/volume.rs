@@ -182,7 +182,10 @@ fn read_headers(disk: &mut dyn Disk, superblock: &Superblock, file: u32) -> Resu
         if let HeaderBlock::Newer(found) = header {
             return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION });
         }
-        headers.push((header, block));
+        // One that tells of a life that counts must be this file's own. Files of promoted segments come back under other numbers.
+        let astray = matches!(header, HeaderBlock::Good(header)
+            if header.sequence >= superblock.first_sequence && !header.may_be_of(file));
+        headers.push((if astray { HeaderBlock::Damaged } else { header }, block));
     }
     // With a mirror a header that nobody can believe is damage to one copy; alone it is an error with a name.
     if headers.len() > 1 {

@@ -337,6 +337,13 @@ fn a_segment_is_out_with_the_raise_of_its_starts_or_not_at_all() {
     run(529_094, Mode::Damage).unwrap();
 }
 
+/// The seed that found it: a segment's beginning, written to another file on one copy, was taken for the younger header and written to the
+/// whole copy as well; a power cut later two files had one number there.
+#[test]
+fn a_header_of_another_file_is_not_shared() {
+    run(618_039, Mode::MirrorRot).unwrap();
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
