@@ -188,7 +188,7 @@ fn what_a_newer_program_keeps_in_reserved_bytes_is_ignored() {
             // Reserved in the segment's header, in the frame's, in the superblock's: unknown flags.
             bytes[2000] = 7;
             reseal_block(&mut bytes[..BLOCK]);
-            bytes[last.at + 100] = 7;
+            bytes[last.at + 112] = 7;
             reseal_frame(&mut bytes[last.at..]);
         });
     })
