@@ -89,7 +89,8 @@ pub(super) fn read(
     let mut volume = Volume { superblock, segments: Vec::new(), spares: Vec::new(), unfinished: Vec::new(), next_file };
     let mut unknown = Vec::new();
     let mut empty = Vec::new();
-    let headers = files.iter().map(|file| read_headers(disk, &volume.superblock, *file)).collect::<Result<Vec<_>, _>>()?;
+    let mut headers = files.iter().map(|file| read_headers(disk, &volume.superblock, *file)).collect::<Result<Vec<_>, _>>()?;
+    set_astray_aside(&mut headers);
     for (at, file) in files.into_iter().enumerate() {
         let header = choose_header(disk, &volume.superblock, file, at, &headers, report)?;
         sort_file(disk, file, header, &mut volume, &mut unknown, &mut empty)?;
@@ -164,8 +165,16 @@ fn make(disk: &mut dyn Disk, config: &LogConfig, now: Now, fresh_ids: [Uuid; 2])
     Ok(superblock)
 }
 
-/// First block of a segment file, as each copy has it.
-type Headers = Vec<(HeaderBlock, AlignedBuf)>;
+/// First block of a segment file on one copy.
+struct FirstBlock {
+    header: HeaderBlock,
+    block: AlignedBuf,
+    /// It tells of a life that counts, but as another file's.
+    astray: bool,
+}
+
+/// The same on each copy.
+type Headers = Vec<FirstBlock>;
 
 fn read_headers(disk: &mut dyn Disk, superblock: &Superblock, file: u32) -> Result<Headers, OpenError> {
     let whole = disk.size(FileId::Segment(file))?.unwrap_or(0) >= BLOCK as u64;
@@ -182,23 +191,43 @@ fn read_headers(disk: &mut dyn Disk, superblock: &Superblock, file: u32) -> Resu
         if let HeaderBlock::Newer(found) = header {
             return Err(OpenError::NewerSegment { file, found, supported: segment::VERSION });
         }
-        // One that tells of a life that counts must be this file's own. Files of promoted segments come back under other numbers.
-        let astray = matches!(header, HeaderBlock::Good(header)
-            if header.sequence >= superblock.first_sequence && !header.may_be_of(file));
-        headers.push((if astray { HeaderBlock::Damaged } else { header }, block));
+        // Files of promoted segments come back under other numbers: the life they tell of does not count any more.
+        let astray = matches!(header, HeaderBlock::Good(header) if header.volume_id == superblock.volume_id
+            && header.sequence >= superblock.first_sequence && !header.may_be_of(file));
+        headers.push(FirstBlock { header, block, astray });
     }
     // With a mirror a header that nobody can believe is damage to one copy; alone it is an error with a name.
     if headers.len() > 1 {
         let believable = |header: &SegmentHeader| header.volume_id == superblock.volume_id && header.epoch <= superblock.epoch;
-        if headers.iter().any(|(header, _)| matches!(header, HeaderBlock::Good(header) if believable(header))) {
-            for (header, _) in &mut headers {
-                if matches!(header, HeaderBlock::Good(header) if !believable(header)) {
-                    *header = HeaderBlock::Damaged;
+        if headers.iter().any(|first| matches!(&first.header, HeaderBlock::Good(header) if believable(header))) {
+            for first in &mut headers {
+                if matches!(&first.header, HeaderBlock::Good(header) if !believable(header)) {
+                    first.header = HeaderBlock::Damaged;
                 }
             }
         }
     }
     Ok(headers)
+}
+
+/// A header that a write has put into another file is none. But somebody may have copied a whole file: where the one it was copied from is
+/// there, and no other copy to ask, both are left to whoever did that.
+fn set_astray_aside(all: &mut [Headers]) {
+    let own = |first: &FirstBlock| if first.astray { None } else { sequence_of(&first.header) };
+    let own: Vec<u64> = all.iter().flatten().filter_map(own).collect();
+    for headers in all {
+        let alone = headers.len() == 1;
+        for first in headers.iter_mut().filter(|first| first.astray) {
+            let copied = alone && sequence_of(&first.header).is_some_and(|sequence| own.contains(&sequence));
+            if !copied {
+                first.header = HeaderBlock::Damaged;
+            }
+        }
+    }
+}
+
+fn sequence_of(header: &HeaderBlock) -> Option<u64> {
+    if let HeaderBlock::Good(header) = header { Some(header.sequence) } else { None }
 }
 
 /// The header that counts where copies differ: the youngest life, unless another file is that one. The other copy gets it.
@@ -211,26 +240,33 @@ fn choose_header(
     report: &mut RecoveryReport,
 ) -> Result<HeaderBlock, OpenError> {
     let headers = &all[at];
-    let sequence = |header: &HeaderBlock| if let HeaderBlock::Good(header) = header { Some(header.sequence) } else { None };
     let elsewhere = |wanted: u64| {
         let mut others = all.iter().enumerate().filter(|(other, _)| *other != at);
-        others.any(|(_, headers)| headers.iter().any(|(header, _)| sequence(header) == Some(wanted)))
+        others.any(|(_, headers)| headers.iter().any(|first| sequence_of(&first.header) == Some(wanted)))
     };
-    let rank = |header: &HeaderBlock| match (header, sequence(header)) {
+    let rank = |header: &HeaderBlock| match (header, sequence_of(header)) {
         (_, Some(sequence)) if sequence < superblock.first_sequence => (2, sequence),
         (_, Some(sequence)) => (3 + u8::from(!elsewhere(sequence)), sequence),
         (HeaderBlock::Empty, _) => (1, 0),
         _ => (0, 0),
     };
-    let Some(best) = (0..headers.len()).rev().max_by_key(|copy| rank(&headers[*copy].0)) else { return Ok(HeaderBlock::Empty) };
-    let header = headers[best].0;
-    if sequence(&header).is_some_and(|sequence| sequence >= superblock.first_sequence) {
-        for copy in (0..headers.len()).filter(|copy| headers[*copy].0 != header) {
-            disk.mend(copy, FileId::Segment(file), 0, &headers[best].1, BLOCK)?;
-            report.mended += 1;
-        }
+    let best = (0..headers.len()).rev().max_by_key(|copy| rank(&headers[*copy].header));
+    let Some(best) = best.map(|copy| &headers[copy]) else { return Ok(HeaderBlock::Empty) };
+    let counts = sequence_of(&best.header).is_some_and(|sequence| sequence >= superblock.first_sequence);
+    let zeros = AlignedBuf::zeroed(BLOCK);
+    for (copy, first) in headers.iter().enumerate() {
+        let right = if counts && first.header != best.header {
+            &best.block
+        } else if first.astray && best.header != HeaderBlock::Damaged {
+            // A spare on the other copy: alone one day, this copy must not have two files of one number.
+            &zeros
+        } else {
+            continue;
+        };
+        disk.mend(copy, FileId::Segment(file), 0, right, BLOCK)?;
+        report.mended += 1;
     }
-    Ok(header)
+    Ok(best.header)
 }
 
 fn sort_file(
