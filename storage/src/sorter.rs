@@ -140,8 +140,12 @@ fn work(tools: &Tools, orders: &Receiver<Order>, in_hurry: bool, stop: &Arc<Atom
                 continue;
             }
         };
-        shelf.refresh(tools, in_hurry, stop);
-        let result = guarded(|| run(&mut shelf.stores, tools, &job));
+        let result = guarded(|| {
+            shelf.refresh(tools, in_hurry, stop);
+            let result = run(&mut shelf.stores, tools, &job);
+            shelf.stores.values_mut().for_each(|store| store.rest());
+            result
+        });
         if matches!(result, Err(JobError::Panicked(_))) {
             // What it left behind may be anything: the disks are opened anew.
             shelf = Shelf::default();

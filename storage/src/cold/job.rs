@@ -379,7 +379,7 @@ impl Workshop<'_, '_> {
                     continue;
                 }
             }
-            let mut scan = WalScan::new(*segment, self.log_id);
+            let mut scan = WalScan::new(*segment, self.log_id, self.sort_memory_bytes);
             while let Some(frame) = scan.next(self.store)? {
                 read_bytes += frame.header.frame_bytes() as u64;
                 if scan.damaged > 0 && !self.is_in_its_place(&frame, segment) {

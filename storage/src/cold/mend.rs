@@ -151,7 +151,8 @@ impl Mend<'_, '_> {
     fn read(&mut self, volume: u8, file: FileId, at: u64, bytes: usize) -> Result<Option<Bytes>, DiskError> {
         match self.stores.read_on(volume, file, at, bytes) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error @ DiskError::Closed { .. }) => Err(error),
+            // A disk that hangs may yet have what no other has.
+            Err(error @ (DiskError::Closed { .. } | DiskError::Hangs { .. })) => Err(error),
             Err(_) => Ok(None),
         }
     }

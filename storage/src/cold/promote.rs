@@ -75,7 +75,7 @@ pub(super) fn survey(
     promotion: &Promotion,
     segment: &WalSegment,
 ) -> Result<(Option<Survey>, u64), DiskError> {
-    let mut scan = WalScan::new(*segment, shop.log_id);
+    let mut scan = WalScan::new(*segment, shop.log_id, shop.sort_memory_bytes);
     let mut seen = Seen::default();
     let mut good = true;
     while good && let Some(found) = scan.next_head(shop.store)? {

@@ -175,7 +175,7 @@ impl Scrub<'_, '_> {
                     (copy.window, copy.window_at) = (window, at);
                     return Ok(copy.window.len().ge(&bytes).then(|| copy.window.slice(..bytes)));
                 }
-                Err(error @ DiskError::Closed { .. }) => return Err(error),
+                Err(error @ (DiskError::Closed { .. } | DiskError::Hangs { .. })) => return Err(error),
                 // A bad sector further on must not hide what lies before it.
                 Err(DiskError::Io { .. }) if copy.unreadable < UNREADABLE_MAX => copy.unreadable += 1,
                 Err(error) => {

@@ -199,14 +199,17 @@ impl<'a> Stores<'a> {
 
 impl ColdStore for Stores<'_> {
     fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
-        let mut result = Err(DiskError::Missing { verb: DiskVerb::Read, file });
+        let mut failed = DiskError::Missing { verb: DiskVerb::Read, file };
         for copy in 0..self.copies(file) {
-            result = self.read_copy(copy, file, at, bytes);
-            if matches!(result, Ok(_) | Err(DiskError::Closed { .. })) {
-                break;
+            match self.read_copy(copy, file, at, bytes) {
+                Err(error @ DiskError::Closed { .. }) => return Err(error),
+                // What a disk that hangs has may be whole: it must not count as lost.
+                Err(error) if !matches!(failed, DiskError::Hangs { .. }) => failed = error,
+                Err(_) => {}
+                read => return read,
             }
         }
-        result
+        Err(failed)
     }
 
     fn copies(&mut self, file: FileId) -> usize {
@@ -217,6 +220,13 @@ impl ColdStore for Stores<'_> {
         match self.holders_of(file).get(copy) {
             Some(volume) => self.read_on(*volume, file, at, bytes),
             None => Err(DiskError::Missing { verb: DiskVerb::Read, file }),
+        }
+    }
+
+    fn will_read(&mut self, copy: usize, file: FileId, at: u64, bytes: usize) {
+        let volume = self.holders_of(file).get(copy).copied();
+        if let Some(store) = volume.and_then(|volume| self.stores.get_mut(&volume)) {
+            store.will_read(0, file, at, bytes);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::disk::{ColdStore, DiskError, FileId};
 use crate::format::frame::{self, Entry, FrameHeader};
 use crate::format::{BLOCK, Uuid};
 
-/// Read at once.
+/// Read at once at most.
 const WINDOW: usize = 1 << 20;
 /// Read at once where only heads are wanted: a directory of 250 entries, or four frames without records.
 const HEAD_WINDOW: usize = 16 << 10;
@@ -61,34 +61,38 @@ pub(crate) struct WalScan {
     /// The copy of the WAL that is read.
     copy: usize,
     /// Read at once.
-    ahead: usize,
+    window_bytes: usize,
+    /// Every frame is wanted, so it is known what will be read next.
+    in_turn: bool,
     /// Bytes read so far.
     pub(crate) read_bytes: u64,
 }
 
 impl WalScan {
-    pub(crate) fn new(segment: WalSegment, log_id: Uuid) -> WalScan {
+    /// The windows take a quarter of this memory at most.
+    pub(crate) fn new(segment: WalSegment, log_id: Uuid, memory_bytes: usize) -> WalScan {
         let at = BLOCK as u64;
-        let window = Bytes::new();
+        let window_bytes = (memory_bytes / 8).clamp(BLOCK, WINDOW) / BLOCK * BLOCK;
         WalScan {
             segment,
             log_id,
             at,
-            window,
+            window: Bytes::new(),
             window_at: 0,
             lost: false,
             damaged: 0,
             unreadable: 0,
             last: None,
             copy: 0,
-            ahead: WINDOW,
+            window_bytes,
+            in_turn: true,
             read_bytes: 0,
         }
     }
 
     /// Header and directory of the next frame of the first copy, or what is wrong with it; its payload is not read. `None` at the end.
     pub(crate) fn next_head(&mut self, store: &mut dyn ColdStore) -> Result<Option<HeadFound>, DiskError> {
-        self.ahead = HEAD_WINDOW;
+        (self.window_bytes, self.in_turn) = (HEAD_WINDOW, false);
         if self.at >= self.end() {
             return Ok(None);
         }
@@ -137,11 +141,17 @@ impl WalScan {
     fn frame_of_any_copy(&mut self, store: &mut dyn ColdStore) -> Result<Result<WalFrame, &'static str>, DiskError> {
         let copies = store.copies(FileId::Segment(self.segment.file)).max(1);
         let mut tried = 1;
+        let mut hangs = None;
         loop {
             let found = self.frame(store);
             let closed = matches!(found, Err(DiskError::Closed { .. }));
-            if matches!(found, Ok(Ok(_))) || closed || tried >= copies {
+            if matches!(found, Ok(Ok(_))) || closed {
                 return found;
+            }
+            hangs = hangs.or(found.as_ref().err().copied().filter(|error| matches!(error, DiskError::Hangs { .. })));
+            if tried >= copies {
+                // What a disk that hangs has may be whole: it must not count as lost.
+                return hangs.map_or(found, Err);
             }
             tried += 1;
             self.copy = (self.copy + 1) % copies;
@@ -210,11 +220,12 @@ impl WalScan {
         }
         let left = (self.end() - self.at) as usize;
         let file = FileId::Segment(self.segment.file);
-        for length in [self.ahead.max(bytes).min(left), bytes.min(left)] {
+        for length in [self.window_bytes.max(bytes).min(left), bytes.min(left)] {
             match store.read_copy(self.copy, file, self.at, length) {
                 Ok(window) => {
                     self.read_bytes += window.len() as u64;
                     (self.window, self.window_at) = (window, self.at);
+                    self.announce(store);
                     return Ok((bytes <= length).then(|| self.window.slice(..bytes)));
                 }
                 // A bad sector further on must not hide what lies before it.
@@ -223,5 +234,90 @@ impl WalScan {
             }
         }
         Ok(None)
+    }
+
+    /// The next window begins with the first frame that this one has not got the whole of.
+    fn announce(&self, store: &mut dyn ColdStore) {
+        if !self.in_turn {
+            return;
+        }
+        let (mut behind, mut wanted) = (0, 0);
+        while behind < self.window.len() {
+            let rest = &self.window[behind..];
+            match frame::decode_header(rest) {
+                Ok(header) if header.frame_bytes() <= rest.len() => behind += header.frame_bytes(),
+                Ok(header) => {
+                    wanted = header.frame_bytes();
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let at = self.window_at + behind as u64;
+        if behind > 0 && at < self.end() {
+            let bytes = self.window_bytes.max(wanted).min((self.end() - at) as usize);
+            store.will_read(self.copy, FileId::Segment(self.segment.file), at, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{AlignedBuf, DiskVerb};
+
+    /// Two copies of a segment: what reading them comes to.
+    struct Copies([Option<Vec<u8>>; 2]);
+
+    impl ColdStore for Copies {
+        fn read(&mut self, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
+            self.read_copy(0, file, at, bytes)
+        }
+        fn copies(&mut self, _: FileId) -> usize {
+            2
+        }
+        fn read_copy(&mut self, copy: usize, file: FileId, at: u64, bytes: usize) -> Result<Bytes, DiskError> {
+            let data = self.0[copy].as_ref().ok_or(DiskError::Hangs { verb: DiskVerb::Read, file })?;
+            Ok(Bytes::copy_from_slice(&data[at as usize..at as usize + bytes]))
+        }
+        fn create(&mut self, _: FileId) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn write(&mut self, _: FileId, _: u64, _: AlignedBuf) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn seal(&mut self, _: FileId) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn overwrite(&mut self, _: FileId, _: u64, _: AlignedBuf) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn rename(&mut self, _: FileId, _: FileId) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn link(&mut self, _: FileId, _: FileId) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn remove(&mut self, _: FileId) -> Result<(), DiskError> {
+            unreachable!("it is only read")
+        }
+        fn list(&mut self) -> Result<Vec<FileId>, DiskError> {
+            unreachable!("it is only read")
+        }
+    }
+
+    #[test]
+    fn what_a_disk_that_hangs_may_have_is_not_lost() {
+        let segment = WalSegment { file: 3, sequence: 1, end_block: 4 };
+        let damaged = || Some(vec![7; 4 * BLOCK]);
+        for copies in [[None, damaged()], [damaged(), None], [None, None]] {
+            let mut scan = WalScan::new(segment, [1; 16], 1 << 20);
+            let found = scan.next(&mut Copies(copies));
+            assert!(matches!(found, Err(DiskError::Hangs { .. })), "{found:?}");
+            assert_eq!(scan.damaged, 0);
+        }
+        let mut scan = WalScan::new(segment, [1; 16], 1 << 20);
+        assert!(matches!(scan.next(&mut Copies([damaged(), damaged()])), Ok(None)));
+        assert_eq!(scan.damaged, 1);
     }
 }

@@ -10,12 +10,14 @@ use super::index::encode_index;
 use super::pages::{PAGE_SPANS, encode_page};
 use super::{BlockPlace, ColdEntry, Footer, PagePlace, PartitionSpan, SegmentHead};
 use crate::batches;
-use crate::disk::AlignedBuf;
+use crate::disk::{AlignedBuf, BufPool};
 use crate::format::BLOCK;
 use crate::types::PartitionId;
 
 /// Bytes of every piece but the last: large enough for any disk, small enough to keep two in memory.
 const PIECE_BYTES: usize = 256 << 10;
+/// Pieces kept to be filled again.
+const PIECES_KEPT: usize = 4;
 
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK));
 
@@ -301,6 +303,8 @@ fn timestamp_of(entry: &ColdEntry, batch: &[u8]) -> i64 {
 
 /// The file as it grows: pieces of one size, and the one being filled.
 struct Pieces {
+    /// A piece that is on the disk becomes one to fill.
+    pool: BufPool,
     ready: VecDeque<(u64, AlignedBuf)>,
     piece: AlignedBuf,
     piece_at: u64,
@@ -309,7 +313,8 @@ struct Pieces {
 
 impl Pieces {
     fn new() -> Pieces {
-        Pieces { ready: VecDeque::new(), piece: AlignedBuf::zeroed(PIECE_BYTES), piece_at: 0, filled: 0 }
+        let pool = BufPool::new(PIECES_KEPT * PIECE_BYTES);
+        Pieces { ready: VecDeque::new(), piece: pool.take(PIECE_BYTES), pool, piece_at: 0, filled: 0 }
     }
 
     fn at(&self) -> u64 {
@@ -323,7 +328,7 @@ impl Pieces {
             self.filled += now.len();
             bytes = later;
             if self.filled == PIECE_BYTES {
-                let full = std::mem::replace(&mut self.piece, AlignedBuf::zeroed(PIECE_BYTES));
+                let full = std::mem::replace(&mut self.piece, self.pool.take(PIECE_BYTES));
                 self.ready.push_back((self.piece_at, full));
                 self.piece_at += PIECE_BYTES as u64;
                 self.filled = 0;

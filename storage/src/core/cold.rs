@@ -630,12 +630,15 @@ fn culprits(inputs: &[u32], error: &JobError) -> Vec<u32> {
     let named = match error {
         JobError::Cold(error) => Some(error.number()),
         JobError::Hole { number, .. } => Some(*number),
-        JobError::Disk(DiskError::Missing { file, .. } | DiskError::Io { file, .. } | DiskError::Short { file, .. }) => {
-            match file {
-                FileId::Cold(number) | FileId::Promoted(number) => Some(*number),
-                _ => None,
-            }
-        }
+        JobError::Disk(
+            DiskError::Missing { file, .. }
+            | DiskError::Io { file, .. }
+            | DiskError::Short { file, .. }
+            | DiskError::Hangs { file, .. },
+        ) => match file {
+            FileId::Cold(number) | FileId::Promoted(number) => Some(*number),
+            _ => None,
+        },
         _ => None,
     };
     match named.filter(|number| inputs.contains(number)) {

@@ -22,8 +22,9 @@ use super::{AlignedBuf, BLOCK_BYTES, BufPool, ColdPace, ColdStore, DiskError, Di
 const REQUEST_BYTES: usize = 256 << 10;
 /// The same in a hurry: each request costs the wait for a processor once more.
 const HURRIED_REQUEST_BYTES: usize = 1 << 20;
-/// Read buffers kept for use again.
-const POOL_BYTES: usize = 16 << 20;
+/// Read buffers kept for use again during a job: most come back at once, when what was read has been sorted. Memory that comes fresh from the kernel
+/// costs as much as checking what is read into it.
+const POOL_BYTES: usize = 48 << 20;
 /// Inputs of a merge, and the WAL segment that is being sorted.
 const FILES_OPEN_MAX: usize = 20;
 
@@ -33,7 +34,7 @@ pub(super) struct ColdFiles {
     ring: Option<tokio_uring::Runtime>,
     reading: OpenFiles<Arc<OwnedFd>>,
     writing: Option<(FileId, Arc<OwnedFd>)>,
-    /// Windows of scans are alike: most come back before the next is asked for.
+    /// Windows of scans are alike.
     pool: BufPool,
     limiter: Limiter,
     request_bytes: usize,
@@ -94,6 +95,10 @@ impl ColdStore for ColdFiles {
             }
         }
         Ok(cut(at, bytes, buf))
+    }
+
+    fn rest(&mut self) {
+        self.pool = BufPool::new(POOL_BYTES);
     }
 
     fn create(&mut self, file: FileId) -> Result<(), DiskError> {

@@ -9,6 +9,7 @@
 //! allows and what one durable write costs. A completed write is durable: there is no separate flush that could fail after the acknowledgement.
 
 mod ahead;
+mod attended;
 pub mod buf;
 mod cold;
 mod files;
@@ -205,6 +206,14 @@ pub enum DiskError {
         file: FileId,
         /// The kernel's reason.
         errno: Errno,
+    },
+    /// Nothing came back, for too long. That says nothing about what is stored there.
+    #[error("{verb} {file} takes too long: the disk does not answer; look at its cable and at the kernel log, or replace it")]
+    Hangs {
+        /// What was being done.
+        verb: DiskVerb,
+        /// To which file.
+        file: FileId,
     },
     /// The kernel said no to something about the directory itself.
     #[error("{verb} the data directory failed: {errno}; {}", advice(*.errno))]
@@ -502,6 +511,12 @@ pub trait ColdStore {
         self.read(file, at, bytes)
     }
 
+    /// The same will probably be read next: it may be fetched meanwhile.
+    fn will_read(&mut self, _copy: usize, _file: FileId, _at: u64, _bytes: usize) {}
+
+    /// A job is done: memory that was kept for the next read may go.
+    fn rest(&mut self) {}
+
     /// Bytes free on its file system, where it says.
     fn free_bytes(&mut self) -> Option<u64> {
         None
@@ -606,7 +621,8 @@ pub fn open_cold(root: &Path, choice: BackendChoice) -> Result<(Arc<dyn Reader>,
 }
 
 fn cold_opener(dir: files::DataDir, uring: bool) -> ColdOpener {
-    Arc::new(move |pace, stop| Box::new(cold::ColdFiles::open(dir.clone(), uring, pace, stop)))
+    let late = Arc::default();
+    Arc::new(move |pace, stop| Box::new(attended::Attended::start(dir.clone(), uring, pace, stop, Arc::clone(&late))))
 }
 
 #[cfg(test)]
