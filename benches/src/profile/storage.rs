@@ -16,7 +16,7 @@ use weir_storage::{
     Append, AppendEntry, CompletionSink, Log, LogConfig, LogHandle, LogStats, Outcome, PartitionId, PartitionOp, RecoveryReport,
 };
 
-use crate::floor::durable_writes;
+use crate::floor::{durable_writes, sequential_reads};
 use crate::report::histogram;
 use crate::{BenchError, Host, Latency, Load, Payload, Report, Usage};
 
@@ -72,6 +72,9 @@ pub fn storage(mut config: LogConfig, load: &Load, host: Host, floor_time: Optio
     log.shutdown()?;
     recover(&config, &mut report)?;
     if let Some(during) = floor_time {
+        if let Some(floor) = sequential_reads(&config.dir.join("wal"))? {
+            report.figures.insert("sequential_read_bytes_per_second", floor);
+        }
         let floor = durable_writes(&config.dir, run.commit_bytes() as usize, during)?;
         report.add_floors(vec![floor.into_floor()]);
     }
@@ -97,6 +100,10 @@ fn recover(config: &LogConfig, report: &mut Report) -> Result<(), BenchError> {
     report.figures.insert("recovery_seconds", seconds);
     report.figures.insert("recovery_read_bytes", recovery.bytes as f64);
     report.figures.insert("recovery_gb_per_second", recovery.bytes as f64 / 1e9 / seconds);
+    report.figures.insert("recovery_scan_seconds", recovery.read_for.as_secs_f64());
+    report.figures.insert("recovery_verified_bytes", recovery.verified_bytes as f64);
+    let verified_per_second = recovery.verified_bytes as f64 / recovery.verified_for.as_secs_f64().max(1e-9);
+    report.figures.insert("recovery_verified_gb_per_second", verified_per_second / 1e9);
     Ok(log.shutdown()?)
 }
 
@@ -384,7 +391,14 @@ mod tests {
         assert!(report.records >= 1000 && report.records.is_multiple_of(10) && report.errors == 0, "{report:?}");
         assert_eq!(report.latency_ms.expect("measured").samples * 10, report.records);
         assert!(report.floor_ratio.is_some_and(|ratio| ratio > 0.0), "{report:?}");
-        for name in ["recovery_seconds", "recovery_gb_per_second", "records_per_commit", "commit_bytes", "open_files"] {
+        for name in [
+            "recovery_seconds",
+            "recovery_verified_gb_per_second",
+            "recovery_gb_per_second",
+            "records_per_commit",
+            "commit_bytes",
+            "open_files",
+        ] {
             assert!(report.figures[name] > 0.0, "{name}: {report:?}");
         }
         let (log, recovery) = Log::open(config).expect("opens again");

@@ -252,6 +252,10 @@ impl<'a> Scanner<'a> {
         if header.epoch > self.superblock.epoch {
             return Err("it is of an epoch that never was");
         }
+        // Each opening begins with a new segment. One that was lost may have had this number, and this file.
+        if header.epoch != segment.header.epoch {
+            return Err("it is of another epoch than its segment");
+        }
         Ok(())
     }
 

@@ -344,6 +344,13 @@ fn a_header_of_another_file_is_not_shared() {
     run(618_039, Mode::MirrorRot).unwrap();
 }
 
+/// The seed that found it: a segment's header and the superblock that knew of it had gone astray, so its number and its file were used
+/// again. Behind damage the frames of the lost one were taken for those of the new one.
+#[test]
+fn frames_of_another_epoch_are_not_the_segments() {
+    run(652_884, Mode::Damage).unwrap();
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
