@@ -193,7 +193,17 @@ impl Volume {
     fn mount(&self) -> Result<(), String> {
         let device = self.device.as_ref().ok_or("not plugged in")?;
         let (kind, root) = (self.kind.to_string(), self.root());
-        run(Command::new("mount").args(["-t", &kind, "-o", self.kind.options()]).arg(device).arg(root))?;
+        let mount = || run(Command::new("mount").args(["-t", &kind, "-o", self.kind.options()]).arg(device).arg(&root));
+        if let Err(error) = mount() {
+            if self.kind != Kind::Ext4 || !self.disk.is_on() {
+                return Err(error);
+            }
+            // Its superblock takes two sectors, is written over the old one, and must be whole: what a cut between the two leaves needs
+            // what an operator does then. Its exit code only says that it has changed something.
+            println!("  ext4 does not mount, e2fsck mends it: {error}");
+            let _ = run(Command::new("e2fsck").args(["-f", "-y"]).arg(device));
+            mount()?;
+        }
         // In use as it is, it is marked to go with its last user: no death of ours leaves it behind.
         run(Command::new("losetup").arg("--detach").arg(device)).map(drop)
     }
