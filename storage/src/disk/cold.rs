@@ -1,4 +1,4 @@
-//! The cold tier's files: read and written in large pieces by the sorter's thread, through tokio-uring where io_uring is allowed.
+//! The cold tier's files: read and written in large pieces for the sorter by a thread of the volume's own (`attended.rs`), through tokio-uring where io_uring is allowed.
 //!
 //! It shares the disk with the log and must not hold it up: one request of at most 256 KiB at a time, so that a log write waits
 //! for one of them at most, and a limit on bytes a second if the operator sets one. In a hurry requests are larger: the log waits longer
@@ -22,8 +22,7 @@ use super::{AlignedBuf, BLOCK_BYTES, BufPool, ColdPace, ColdStore, DiskError, Di
 const REQUEST_BYTES: usize = 256 << 10;
 /// The same in a hurry: each request costs the wait for a processor once more.
 const HURRIED_REQUEST_BYTES: usize = 1 << 20;
-/// Read buffers kept for use again during a job: most come back at once, when what was read has been sorted. Memory that comes fresh from the kernel
-/// costs as much as checking what is read into it.
+/// Read buffers kept for use again during a job: most come back at once, when what was read has been sorted.
 const POOL_BYTES: usize = 48 << 20;
 /// Inputs of a merge, and the WAL segment that is being sorted.
 const FILES_OPEN_MAX: usize = 20;
