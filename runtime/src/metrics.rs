@@ -138,6 +138,8 @@ pub struct Levels {
     pub cold_sorted_bytes: Level,
     /// Log segments that became cold segments as they are since the start.
     pub cold_promoted: Level,
+    /// Bytes of those that are to be sorted when producers leave time.
+    pub cold_unsorted_bytes: Level,
     /// Bytes that merging and compaction wrote since the start.
     pub cold_merged_bytes: Level,
     /// Cold segments that retention removed since the start.
@@ -184,6 +186,7 @@ impl Levels {
         self.cold_batch_bytes.set(stats.cold_batch_bytes);
         self.cold_sorted_bytes.set(stats.sorted_to_bytes);
         self.cold_promoted.set(stats.segments_promoted);
+        self.cold_unsorted_bytes.set(stats.cold_unsorted_bytes);
         self.cold_merged_bytes.set(stats.merged_to_bytes);
         self.cold_expired.set(stats.segments_expired);
         self.cold_dropped_for_space.set(stats.segments_dropped_for_space);
@@ -258,7 +261,7 @@ impl Metrics {
 
     fn register_levels(&mut self) {
         let levels = &self.levels;
-        let gauges: [(&str, &str, &Level); 33] = [
+        let gauges: [(&str, &str, &Level); 34] = [
             ("ingest_in_flight_bytes", "Received and not yet durable", &levels.ingest_bytes_in_flight),
             ("topics", "Topics", &levels.topics),
             ("partitions", "Partitions", &levels.partitions),
@@ -279,6 +282,11 @@ impl Metrics {
             ("cold_batch_bytes", "Bytes of record batches in cold segments: what retention counts", &levels.cold_batch_bytes),
             ("cold_sorted_bytes", "Bytes that sorting wrote since the start", &levels.cold_sorted_bytes),
             ("cold_segments_promoted", "Log segments that became cold segments as they are", &levels.cold_promoted),
+            (
+                "cold_unsorted_bytes",
+                "Bytes of cold segments that are to be sorted when producers leave time",
+                &levels.cold_unsorted_bytes,
+            ),
             ("cold_merged_bytes", "Bytes that merging and compaction wrote since the start", &levels.cold_merged_bytes),
             ("cold_segments_expired", "Cold segments that retention removed since the start", &levels.cold_expired),
             ("cold_segments_dropped", "Cold segments removed for want of space since the start", &levels.cold_dropped_for_space),

@@ -149,6 +149,7 @@ fn cold_json(stats: &LogStats) -> Value {
         "merged_to_bytes": stats.merged_to_bytes,
         "merged_kept_bytes": stats.merged_kept_bytes,
         "segments_promoted": stats.segments_promoted,
+        "unsorted_bytes": stats.cold_unsorted_bytes,
         "zero_filled_bytes": stats.zero_filled_bytes,
         "write_amplification": write_amplification(stats),
         "segments_expired": stats.segments_expired,

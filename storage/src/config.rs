@@ -104,11 +104,21 @@ pub struct PromoteConfig {
     /// Bytes of the file that are neither batches nor their frames' heads (its snapshot, what was left free at its end), in hundredths: from
     /// so much on they are too many to keep.
     pub waste_percent: u64,
+    /// While segments fill in less than [`ColdConfig::burst_segment`], also what would shrink stays as it is; it is sorted when they do not.
+    pub in_burst: bool,
+}
+
+impl PromoteConfig {
+    /// For what is sorted later: it is to be read once for that, and by few consumers before.
+    #[must_use]
+    pub fn in_haste(&self) -> PromoteConfig {
+        PromoteConfig { run_bytes: self.run_bytes / 4, read_factor: self.read_factor.saturating_mul(2), ..self.clone() }
+    }
 }
 
 impl Default for PromoteConfig {
     fn default() -> PromoteConfig {
-        PromoteConfig { run_bytes: 64 << 10, read_factor: 4, saving_percent: 10, waste_percent: 25 }
+        PromoteConfig { run_bytes: 64 << 10, read_factor: 4, saving_percent: 10, waste_percent: 25, in_burst: true }
     }
 }
 

@@ -107,6 +107,13 @@ impl ReadPath {
         self.reader.forget(file);
     }
 
+    /// Frames in memory: what is read now comes from the disk.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn forget_frames(&self) {
+        self.view.tail_mut().clear();
+        self.cold.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// A cold segment's file is gone.
     pub(crate) fn forget_cold(&self, number: u32) {
         self.tier.forget(number);

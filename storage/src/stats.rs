@@ -122,6 +122,10 @@ pub struct LogStats {
     pub segments_promoted: u64,
     /// Bytes of batches in them, before compression; part of `sorted_batch_bytes`.
     pub promoted_batch_bytes: u64,
+    /// Of the segments that became cold ones as they are, those that would have shrunk: sorting waits for a quieter time.
+    pub promoted_in_haste: u64,
+    /// Bytes of the files of those that wait for it still.
+    pub cold_unsorted_bytes: u64,
     /// Segment files that were given to the WAL again when the promoted segment that they had become was gone.
     pub segments_reused: u64,
     /// Bytes of segment files that were made, with zeros.

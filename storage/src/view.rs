@@ -142,6 +142,8 @@ pub struct Tables {
     pub cold_bytes: u64,
     /// Bytes of the record batches in them, before compression.
     pub cold_batch_bytes: u64,
+    /// Bytes of the files of those that were promoted in haste.
+    pub cold_unsorted_bytes: u64,
 }
 
 impl Tables {
@@ -182,6 +184,7 @@ impl Tables {
         let key = |place: &ColdPlace| (place.entry.first_lsn, place.number);
         self.cold_bytes += place.entry.stored_bytes();
         self.cold_batch_bytes += place.entry.batch_bytes;
+        self.cold_unsorted_bytes += place.entry.unsorted_bytes();
         let cold = Arc::make_mut(&mut self.cold);
         let at = cold.partition_point(|other| key(other) < key(&place));
         cold.insert(at, Arc::new(place));
@@ -192,6 +195,7 @@ impl Tables {
         Arc::make_mut(&mut self.cold).retain(|place| place.number != number);
         self.cold_bytes = self.cold.iter().map(|place| place.entry.stored_bytes()).sum();
         self.cold_batch_bytes = self.cold.iter().map(|place| place.entry.batch_bytes).sum();
+        self.cold_unsorted_bytes = self.cold.iter().map(|place| place.entry.unsorted_bytes()).sum();
     }
 
     /// Raises the first offset kept; never beyond the end, never back.
@@ -369,6 +373,12 @@ impl FrameCache {
                 self.bytes -= frame.cost();
             }
         }
+    }
+
+    /// Forgets all.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn clear(&mut self) {
+        *self = FrameCache::new(self.bytes_max);
     }
 
     /// Looks one up.

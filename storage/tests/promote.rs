@@ -36,6 +36,19 @@ fn open(config: LogConfig) -> Log {
     log
 }
 
+/// Seconds in which no segment fills are a quiet time.
+fn in_bursts(dir: &Path) -> LogConfig {
+    let config = promoting(dir, BackendChoice::Auto);
+    let cold = config.cold.clone().unwrap();
+    let cold = ColdConfig { burst_bytes: SEGMENT, burst_segment: Duration::from_secs(4), ..cold };
+    LogConfig { cold: Some(cold), compress_from_bytes: None, ..config }
+}
+
+/// 40 KB that shrink.
+fn text(n: i64) -> Vec<u8> {
+    format!("{n} kPa of the front left tyre, ").into_bytes().into_iter().cycle().take(40_000).collect()
+}
+
 /// 40 KB that do not shrink.
 fn value(n: i64) -> Vec<u8> {
     let mut state = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -200,5 +213,38 @@ fn promoted_segments_are_compacted() {
     assert!(records.len() < 70 && records.iter().all(|(offset, bytes)| *bytes == value(*offset)), "{}", records.len());
     let tail: Vec<i64> = records.iter().map(|(offset, _)| *offset).filter(|offset| *offset >= 113).collect();
     assert_eq!(tail, (113..120).collect::<Vec<_>>(), "the last record of each key");
+    log.shutdown().unwrap();
+}
+
+#[test]
+fn what_a_burst_leaves_as_it_is_becomes_small_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(in_bursts(dir.path()));
+    let handle = log.handle();
+    let mut sent = 0;
+    until("promotion in haste", || {
+        for n in sent..sent + 30 {
+            assert_eq!(offset(handle.append_blocking(append(P, &[&text(n)]))), n);
+        }
+        sent += 30;
+        handle.stats().promoted_in_haste >= 3
+    });
+    let there = |log: &LogHandle| {
+        let records = read_all(log, P, 0);
+        assert_eq!(records.len() as i64, sent);
+        assert!((0..).zip(&records).all(|(n, (offset, bytes))| *offset == n && *bytes == text(n)), "another record");
+    };
+    there(&handle);
+    until("sorting", || handle.stats().cold_unsorted_bytes == 0 && !handle.stats().cold_busy);
+    let stats = handle.stats();
+    assert!(stats.merged_to_bytes > 0 && stats.cold_bytes < stats.cold_batch_bytes / 10, "{stats:?}");
+    // Some of the files are kept for the log to use again.
+    until("the files of what was sorted to go", || files(dir.path(), "cold", ".wal").len() <= 8);
+    there(&handle);
+    log.shutdown().unwrap();
+    let report = check(dir.path(), CheckOptions::default(), &|_| {}).unwrap();
+    assert!(report.findings.iter().all(|finding| finding.severity != Severity::Damage) && report.lost.is_empty(), "{report:?}");
+    let log = open(in_bursts(dir.path()));
+    there(&log.handle());
     log.shutdown().unwrap();
 }

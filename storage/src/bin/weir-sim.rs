@@ -47,7 +47,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} promoted={} expired={} merged={} kept={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} backups={} backups_reused={} backups_given_up={} single={} doubled={} copied={} wal_scrubs={} wal_mended={} rescued={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} promoted={} in_haste={} expired={} merged={} kept={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} backups={} backups_reused={} backups_given_up={} single={} doubled={} copied={} wal_scrubs={} wal_mended={} rescued={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -64,6 +64,7 @@ fn print(tally: &Tally) {
         tally.resent,
         tally.sorted,
         tally.promoted,
+        tally.hasty,
         tally.expired,
         tally.merged,
         tally.kept,

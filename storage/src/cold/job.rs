@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -337,17 +338,45 @@ impl Workshop<'_, '_> {
         let ends = match self.read_spans(place) {
             Ok(ends) => ends,
             // Whoever reads there meets a gap; that must not keep the rest of the disk from being freed.
-            Err(JobError::Cold(error)) => {
-                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
-                Vec::new()
-            }
-            Err(JobError::Disk(error @ (DiskError::Io { .. } | DiskError::Missing { .. } | DiskError::Short { .. }))) => {
-                tracing::error!(%error, "a cold segment leaves by retention; its partitions do not start behind it");
-                Vec::new()
+            Err(
+                error @ (JobError::Cold(_)
+                | JobError::Disk(DiskError::Io { .. } | DiskError::Missing { .. } | DiskError::Short { .. })),
+            ) => {
+                tracing::error!(%error, "a cold segment leaves by retention; not all its partitions start behind it");
+                self.spans_unsaid(place)?
             }
             Err(error) => return Err(error),
         };
         Ok(Done::Spans { ends })
+    }
+
+    /// Where partitions may begin in the place of a segment that cannot say where they end in it: what is left of them begins in a compacted
+    /// segment, so nobody could tell that something is missing before it. What is missing elsewhere shows.
+    fn spans_unsaid(&mut self, gone: &ColdPlace) -> Result<Vec<(PartitionId, i64)>, JobError> {
+        let places = Arc::clone(&self.view.tables().cold);
+        let mut first: BTreeMap<PartitionId, (i64, bool)> = BTreeMap::new();
+        for place in places.iter().filter(|place| place.number != gone.number) {
+            let compacted = place.entry.compacted;
+            let read = open_index(self.store, place).and_then(|index| {
+                each_span(self.store, place, &index, |span| {
+                    let known = first.entry(span.partition).or_insert((span.first_offset, compacted));
+                    *known = (span.first_offset, compacted).min(*known);
+                })
+            });
+            match read {
+                Ok(()) => {}
+                Err(JobError::Disk(error @ DiskError::Closed { .. })) => return Err(error.into()),
+                // It may have what would be given up.
+                Err(_) => return Ok(Vec::new()),
+            }
+        }
+        let tables = self.view.tables();
+        let before = |id: PartitionId, first: i64| {
+            let partition = tables.partitions.get(id)?;
+            let in_log = partition.index.first().map_or(i64::MAX, |entry| entry.base_offset);
+            (partition.start < first && first <= in_log).then_some((id, first))
+        };
+        Ok(first.iter().filter(|(_, (_, compacted))| *compacted).filter_map(|(id, (first, _))| before(*id, *first)).collect())
     }
 
     fn read_spans(&mut self, place: &ColdPlace) -> Result<Vec<(PartitionId, i64)>, JobError> {

@@ -134,6 +134,8 @@ pub struct PromotedWal {
     pub sequence: u64,
     /// Where its durable frames end.
     pub bytes: u64,
+    /// It would shrink, or be read better, sorted: it stays as it is until producers leave time for that.
+    pub in_haste: bool,
 }
 
 /// A cold segment that counts: its files exist, are whole, and were made durable before this was written.
@@ -219,6 +221,16 @@ impl ManifestEntry {
         self.file_bytes + self.promoted.map_or(0, |wal| wal.bytes)
     }
 
+    /// Whether it is to be sorted still.
+    pub fn is_in_haste(&self) -> bool {
+        self.promoted.is_some_and(|wal| wal.in_haste)
+    }
+
+    /// Bytes of its files, if it is.
+    pub fn unsorted_bytes(&self) -> u64 {
+        if self.is_in_haste() { self.stored_bytes() } else { 0 }
+    }
+
     /// Into a value.
     pub fn encode(&self) -> Vec<u8> {
         assert!(matches!(self.copies, 1 | 2), "a segment has one copy or two");
@@ -231,6 +243,7 @@ impl ManifestEntry {
         value[1] = flags(self.promoted.is_some(), self.compacted) as u8;
         value[2] = self.copies;
         put(&mut value, 3, &self.volumes);
+        value[5] = u8::from(self.is_in_haste());
         put(&mut value, 8, &self.class.to_le_bytes());
         put(&mut value, 16, &self.first_lsn.to_le_bytes());
         put(&mut value, 24, &self.last_lsn.to_le_bytes());
@@ -258,7 +271,8 @@ impl ManifestEntry {
         if promoted != names_wal {
             return Err(ManifestError::Malformed { key: key(), reason: "its flags and its version contradict each other" });
         }
-        let promoted = names_wal.then(|| PromotedWal { sequence: u64_at(value, 88), bytes: u64_at(value, 96) });
+        let in_haste = value[5] & 1 != 0;
+        let promoted = names_wal.then(|| PromotedWal { sequence: u64_at(value, 88), bytes: u64_at(value, 96), in_haste });
         let copies = value[2];
         if copies == 2 && value[3] == value[4] {
             return Err(ManifestError::Malformed { key: key(), reason: "both its copies are on one volume" });
@@ -340,9 +354,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn entry(flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) -> ManifestEntry {
+    fn entry(flags: [bool; 3], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) -> ManifestEntry {
         ManifestEntry {
-            promoted: flags[0].then_some(PromotedWal { sequence: numbers[3], bytes: numbers[6] }),
+            promoted: flags[0].then_some(PromotedWal { sequence: numbers[3], bytes: numbers[6], in_haste: flags[2] }),
             compacted: flags[1],
             copies: 1 + u8::from(small.1),
             volumes: [small.0[0], if small.1 { small.0[1] } else { 0 }],
@@ -362,7 +376,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trips(number: u32, flags: [bool; 2], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) {
+        fn round_trips(number: u32, flags: [bool; 3], small: ([u8; 2], bool), numbers: [u64; 8], counts: [u32; 3]) {
             let entry = entry(flags, (small.0, small.1 && small.0[0] != small.0[1]), numbers, counts);
             prop_assert_eq!(ManifestEntry::decode(number, &entry.encode()), Ok(entry));
             prop_assert_eq!(parse_cold_key(&cold_key(number)), Some(number));
@@ -391,10 +405,10 @@ mod tests {
 
     #[test]
     fn only_a_segment_with_one_copy_on_volume_0_is_readable_to_a_program_that_knows_no_other() {
-        let entry = entry([false; 2], ([0, 0], false), [0; 8], [0; 3]);
+        let entry = entry([false; 3], ([0, 0], false), [0; 8], [0; 3]);
         let versions = [&[0_u8][..], &[1], &[0, 1], &[1, 0]].map(|volumes| entry.on(volumes).encode()[0]);
         assert_eq!(versions, [1, 2, 2, 2]);
-        let promoted = ManifestEntry { promoted: Some(PromotedWal { sequence: 1, bytes: 2 }), ..entry };
+        let promoted = ManifestEntry { promoted: Some(PromotedWal { sequence: 1, bytes: 2, in_haste: false }), ..entry };
         assert_eq!(promoted.encode()[0], 3);
         let mut wrong = entry.encode();
         wrong[1] |= 1;

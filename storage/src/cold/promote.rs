@@ -1,6 +1,11 @@
 //! A WAL segment that is a cold segment as good as any: fat runs of few partitions of one class, that would hardly shrink. It gets an index
 //! and a second name, and nothing of it is written again (`FORMAT.md`, promoted WAL segment).
 //!
+//! While producers leave no time for sorting, one that would shrink is promoted as well, **in haste**: sorting and compressing a byte costs several
+//! times what taking it in does, and on few cores producers would pay for that. It is sorted when they leave time, by a merge. So the disk is written
+//! as often as if it had been sorted at once, or less, for then it is merged no more. Until then it takes the room of what is not compressed: in haste
+//! at most as much as is free beside it.
+//!
 //! Cost: the heads and directories of its frames read (a block or a few of each), a few samples compressed, an index written. Payloads are not
 //! verified here: a frame that is damaged already is lost, or has an intact copy, whichever way the segment goes; readers verify each frame,
 //! and the scrub all of them. A segment of which a head or directory is damaged is sorted.
@@ -36,6 +41,8 @@ pub struct Promotion {
     pub segment_bytes: u64,
     /// Classes that are compacted: they are written again anyway.
     pub compacted: Vec<ClassId>,
+    /// Producers leave no time for sorting; bytes of segments that wait for it already.
+    pub in_haste: Option<u64>,
 }
 
 /// What a segment would be as a cold one.
@@ -44,6 +51,7 @@ pub(super) struct Survey {
     frames: Vec<FramePlace>,
     first_lsn: u64,
     last_lsn: u64,
+    in_haste: bool,
 }
 
 /// What has been seen of a segment.
@@ -77,24 +85,38 @@ pub(super) fn survey(
 ) -> Result<(Option<Survey>, u64), DiskError> {
     let mut scan = WalScan::new(*segment, shop.log_id, shop.sort_memory_bytes);
     let mut seen = Seen::default();
+    let haste = promotion.in_haste.filter(|waiting| has_room(shop.store, waiting + promotion.segment_bytes));
+    let lax = haste.map_or_else(|| promotion.rules.clone(), |_| promotion.rules.in_haste());
     let mut good = true;
     while good && let Some(found) = scan.next_head(shop.store)? {
         good = match found {
             Ok((head, entries)) => {
                 let tables = shop.view.tables();
-                seen.add(&tables, head, &entries).is_some() && !seen.is_thin(&promotion.rules)
+                seen.add(&tables, head, &entries).is_some() && !seen.is_thin(&lax)
             }
             Err(_) => false,
         };
     }
     let mut read_bytes = scan.read_bytes;
-    if !good || !seen.is_fat(promotion) {
+    if !good || !seen.is_filled(promotion) || !seen.is_fat(&lax) {
+        return Ok((None, read_bytes));
+    }
+    let stays = seen.is_fat(&promotion.rules) && seen.class.is_some_and(|class| !promotion.compacted.contains(&class));
+    if !stays && haste.is_none() {
         return Ok((None, read_bytes));
     }
     let shrinks = shrinks(shop.store, segment, &seen.samples, promotion.rules.saving_percent, &mut read_bytes)?;
     let Seen { class, frames, lsns, .. } = seen;
-    let (Some(class), Some((first_lsn, last_lsn)), Some(false)) = (class, lsns, shrinks) else { return Ok((None, read_bytes)) };
-    Ok((Some(Survey { class, frames, first_lsn, last_lsn }), read_bytes))
+    let (Some(class), Some((first_lsn, last_lsn)), Some(shrinks)) = (class, lsns, shrinks) else { return Ok((None, read_bytes)) };
+    let in_haste = shrinks || !stays;
+    let survey = Survey { class, frames, first_lsn, last_lsn, in_haste };
+    Ok((Some(survey).filter(|_| !in_haste || haste.is_some()), read_bytes))
+}
+
+/// Whether what is not compressed may take so much of the disk: as much is free beside it.
+fn has_room(store: &mut Stores<'_>, bytes: u64) -> bool {
+    let volumes = store.wal().to_vec();
+    volumes.into_iter().all(|volume| store.on(volume).and_then(|store| store.free_bytes()).is_some_and(|free| bytes <= free))
 }
 
 impl Seen {
@@ -158,14 +180,13 @@ impl Seen {
         self.samples.len() >= FRAMES_TO_TELL && self.live_bytes / (self.frames.len() as u64) < rules.run_bytes / 4
     }
 
-    fn is_fat(&self, promotion: &Promotion) -> bool {
-        let rules = &promotion.rules;
+    fn is_filled(&self, promotion: &Promotion) -> bool {
+        self.live_bytes * 100 >= promotion.segment_bytes * (100 - promotion.rules.waste_percent.min(100))
+    }
+
+    fn is_fat(&self, rules: &PromoteConfig) -> bool {
         let runs = self.frames.len() as u64;
-        let filled = self.live_bytes * 100 >= promotion.segment_bytes * (100 - rules.waste_percent.min(100));
-        let kept_as_it_is = self.class.is_some_and(|class| !promotion.compacted.contains(&class));
         runs > 0
-            && kept_as_it_is
-            && filled
             && self.live_bytes / runs >= rules.run_bytes
             && self.read_bytes <= self.live_bytes.saturating_mul(rules.read_factor)
     }
@@ -232,7 +253,8 @@ pub(super) fn make(
         promoted: true,
     };
     let Some(volumes) = shop.store.link_wal(segment.file, number, survey.class)? else { return Ok(None) };
-    let wal = PromotedWal { sequence: segment.sequence, bytes: u64::from(segment.end_block) * BLOCK as u64 };
+    let (sequence, bytes) = (segment.sequence, u64::from(segment.end_block) * BLOCK as u64);
+    let wal = PromotedWal { sequence, bytes, in_haste: survey.in_haste };
     let made = index(shop.store, head, survey.frames, wal);
     // Where the index could not be made, the file is of no use.
     let kept = made.as_ref().map_or(&[][..], ManifestEntry::holders).to_vec();

@@ -68,6 +68,8 @@ pub(super) struct Cold {
     pub(super) to_clean: BTreeSet<u8>,
     pub(super) upkeep: Upkeep,
     retry_at: Option<Duration>,
+    /// When the last segment was full.
+    pub(super) filled_ms: Option<u64>,
     /// Nothing was to do: not looked at again before this, unless something happens.
     look_at: Duration,
     /// The last job failed for want of space.
@@ -143,6 +145,7 @@ impl Cold {
             to_clean: BTreeSet::from([0]),
             upkeep: Upkeep::default(),
             retry_at: None,
+            filled_ms: None,
             look_at: Duration::ZERO,
             disk_full: false,
             failing: None,
@@ -309,6 +312,7 @@ impl<T> Engine<T> {
             if entry.promoted.is_some() {
                 self.counters.segments_promoted += 1;
                 self.counters.promoted_batch_bytes += entry.batch_bytes;
+                self.counters.promoted_in_haste += u64::from(entry.is_in_haste());
             }
         }
         cold.change(meta);
@@ -454,12 +458,13 @@ impl<T> Engine<T> {
     fn promotion(&self) -> Option<Promotion> {
         let cold = self.cold.as_ref()?;
         let rules = cold.config.promote.clone()?;
-        let named = self.view.tables().cold.len();
-        if self.disk_is_full() || named * MANIFEST_ENTRY_BYTES > self.limits.meta_bytes_max / 4 {
+        let tables = self.view.tables();
+        if self.disk_is_full() || tables.cold.len() * MANIFEST_ENTRY_BYTES > self.limits.meta_bytes_max / 4 {
             return None;
         }
+        let in_haste = (rules.in_burst && self.in_burst()).then_some(tables.cold_unsorted_bytes);
         let compacted = cold.policies.iter().filter(|(_, policy)| policy.compact).map(|(class, _)| *class).collect();
-        Some(Promotion { rules, segment_bytes: self.limits.segment_bytes, compacted })
+        Some(Promotion { rules, segment_bytes: self.limits.segment_bytes, compacted, in_haste })
     }
 
     /// Something has happened that may have made a job due.
@@ -523,9 +528,8 @@ impl<T> Engine<T> {
 
     /// Whether producers fill segments one after the other.
     pub(super) fn in_burst(&self) -> bool {
-        let newest = self.sealed.back().map(|newest| newest.last_written_ms);
-        let config = self.cold.as_ref().map(|cold| &cold.config);
-        config.zip(newest).is_some_and(|(config, newest_ms)| is_burst(config, newest_ms, self.now.wall_ms))
+        let cold = self.cold.as_ref();
+        cold.is_some_and(|cold| cold.filled_ms.is_some_and(|filled_ms| is_burst(&cold.config, filled_ms, self.now.wall_ms)))
     }
 
     /// While stopping only what somebody waits for is done.

@@ -732,6 +732,7 @@ impl<T> Engine<T> {
             let tables = self.view.tables();
             (tables.cold.len() as u64, tables.cold_bytes, tables.cold_batch_bytes)
         };
+        stats.cold_unsorted_bytes = self.view.tables().cold_unsorted_bytes;
         stats.cold_busy = self.cold_is_busy();
         stats.disk_full = self.disk_is_full();
         stats.stalled = self.stalled();

@@ -6,13 +6,13 @@
 //!
 //! Merging: of segments that follow one another as many as `merge_fan_in` become one, if none of them is larger than the others
 //! together. So a record is written once more each time its segment's size has at least doubled, and not at all any more once
-//! it has `merged_bytes`.
+//! it has `merged_bytes`. Segments that were promoted in haste are sorted by a merge as well, alone if need be, as soon as producers leave time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Engine;
-use super::cold::Why;
+use super::cold::{Cold, Why};
 use crate::cold::BLOCK_RAW_BYTES;
 use crate::cold::job::Compact;
 use crate::cold::merge::FAN_IN_MAX;
@@ -65,10 +65,14 @@ impl<T> Engine<T> {
         }
         for (class, segments) in by_class(&places) {
             let policy = cold.policies.get(&class).cloned().unwrap_or_default();
-            if policy.compact && segments.len() <= FAN_IN_MAX && cold.may_merge(&segments) {
-                if let Some(compact) = self.compact_job(class, &policy, &segments) {
-                    return Some((segments.iter().map(|place| ***place).collect(), Some(compact)));
-                }
+            let as_one = policy.compact && segments.len() <= FAN_IN_MAX && cold.may_merge(&segments);
+            if as_one && let Some(compact) = self.compact_job(class, &policy, &segments) {
+                return Some((segments.iter().map(|place| ***place).collect(), Some(compact)));
+            }
+            if let Some(window) = self.hasty_to_sort(cold, &segments, &policy) {
+                return Some((window.iter().map(|place| ***place).collect(), None));
+            }
+            if as_one {
                 continue;
             }
             // The first of a compacted class is what it was compacted to: it stays alone until the next time.
@@ -84,6 +88,28 @@ impl<T> Engine<T> {
             }
         }
         None
+    }
+
+    /// Segments of a class that follow one another and were promoted in haste: as many as make a segment that is not merged any more.
+    fn hasty_to_sort<'a>(
+        &self,
+        cold: &Cold,
+        segments: &'a [&'a Arc<ColdPlace>],
+        policy: &ClassPolicy,
+    ) -> Option<&'a [&'a Arc<ColdPlace>]> {
+        if self.in_burst() {
+            return None;
+        }
+        let waits = |place: &&Arc<ColdPlace>| place.entry.is_in_haste() && cold.may_merge(&[place]);
+        let from = segments.iter().position(waits)?;
+        let bytes_max = cold.config().merged_bytes.min(policy.retention_bytes.unwrap_or(u64::MAX) / 8);
+        let together = |window: &[&Arc<ColdPlace>]| {
+            let bytes: u64 = window.iter().map(|place| place.entry.batch_bytes).sum();
+            window.iter().all(waits) && cold.may_merge(window) && bytes <= bytes_max && spans_little(window, policy.retention_ms)
+        };
+        let most = FAN_IN_MAX.min(segments.len() - from);
+        let count = (2..=most).take_while(|count| together(&segments[from..from + count])).last().unwrap_or(1);
+        Some(&segments[from..from + count])
     }
 
     /// As Kafka does: when at least half of what there is has not been compacted yet.
@@ -143,13 +169,17 @@ fn worth_merging<'a>(
     segments.windows(fan_in).find(|window| {
         let all: u64 = window.iter().map(bytes).sum();
         let most = window.iter().map(bytes).max().unwrap_or(0);
-        // A file goes when its newest record does: one that spans much time would keep old records for longer.
-        let from = window.iter().map(|place| place.entry.min_timestamp).min().unwrap_or(0);
-        let to = window.iter().map(|place| place.entry.max_timestamp).max().unwrap_or(0);
-        let short = retention_ms.is_none_or(|age| u64::try_from(to.saturating_sub(from)).unwrap_or(u64::MAX) <= (age / 8).max(1));
+        let short = spans_little(window, retention_ms);
         let small = window.iter().all(|place| place.entry.batch_bytes < target(place));
         small && most * 2 <= all && short && may(window)
     })
+}
+
+/// A file goes when its newest record does: one that spans much time would keep old records for longer.
+fn spans_little(window: &[&Arc<ColdPlace>], retention_ms: Option<u64>) -> bool {
+    let from = window.iter().map(|place| place.entry.min_timestamp).min().unwrap_or(0);
+    let to = window.iter().map(|place| place.entry.max_timestamp).max().unwrap_or(0);
+    retention_ms.is_none_or(|age| u64::try_from(to.saturating_sub(from)).unwrap_or(u64::MAX) <= (age / 8).max(1))
 }
 
 /// Records of a segment, before compression, from which it is not merged any more: nearly `merged_bytes`, for as many inputs as make that are

@@ -27,6 +27,9 @@ impl<T> Engine<T> {
         };
         if let Some(full) = self.active.take() {
             self.sealed.push_back(Sealed { file: full.file, sequence: full.sequence, last_written_ms: full.last_written_ms });
+            if let Some(cold) = &mut self.cold {
+                cold.filled_ms = Some(full.last_written_ms);
+            }
         }
         let sequence = self.sequence_next;
         assert!(sequence < u64::from(u32::MAX), "2^32 segments are more than any disk writes in its life");

@@ -134,6 +134,13 @@ struct Store {
     unsealed: BTreeSet<FileId>,
 }
 
+impl Store {
+    fn cold_bytes(&self) -> usize {
+        let cold = |file: &FileId| matches!(file, FileId::Cold(_) | FileId::Promoted(_) | FileId::Remade(_));
+        self.files.iter().filter(|(file, _)| cold(file)).map(|(_, content)| content.len()).sum()
+    }
+}
+
 /// Work not completed yet.
 #[derive(Debug)]
 struct Pending {
@@ -620,6 +627,10 @@ impl ColdStore for SimCold {
         read_store(&self.store(), file, at, bytes).map(Bytes::from)
     }
 
+    fn free_bytes(&mut self) -> Option<u64> {
+        Some(self.bytes_max.saturating_sub(self.store().cold_bytes()) as u64)
+    }
+
     fn create(&mut self, file: FileId) -> Result<(), DiskError> {
         self.power(DiskVerb::Create, file)?;
         let mut store = self.store();
@@ -633,15 +644,7 @@ impl ColdStore for SimCold {
         let powered = self.power(DiskVerb::Write, file);
         let cut = self.rng.usize(0..=data.len());
         let mut store = self.store();
-        let cold = |store: &Store| -> usize {
-            store
-                .files
-                .iter()
-                .filter(|(file, _)| matches!(file, FileId::Cold(_) | FileId::Promoted(_) | FileId::Remade(_)))
-                .map(|(_, d)| d.len())
-                .sum()
-        };
-        if cold(&store) + data.len() > self.bytes_max {
+        if store.cold_bytes() + data.len() > self.bytes_max {
             return Err(DiskError::Full { verb: DiskVerb::Write, file });
         }
         assert!(store.unsealed.contains(&file), "cold files are written before they are sealed");

@@ -85,8 +85,8 @@ impl Client {
 
     /// Nothing comes but large records of one partition.
     #[cfg(test)]
-    pub(super) fn only_fat(&mut self, seed: u64) {
-        self.fat = Some(Fat { rng: Rng::with_seed(seed), left: u32::MAX, partitions: vec![PartitionId(1)], noise: true });
+    pub(super) fn only_fat(&mut self, seed: u64, noise: bool) {
+        self.fat = Some(Fat { rng: Rng::with_seed(seed), left: u32::MAX, partitions: vec![PartitionId(1)], noise });
     }
 
     fn fat_append(&mut self, model: &mut Model) -> Option<(Append, usize)> {

@@ -102,6 +102,8 @@ pub struct Tally {
     pub sorted: u64,
     /// Of the cold segments made: WAL segments as they are.
     pub promoted: u64,
+    /// Of these, in haste.
+    pub hasty: u64,
     /// Cold segments that left by retention or for space.
     pub expired: u64,
     /// Bytes of cold segments that were merged.
@@ -173,6 +175,7 @@ impl Tally {
         self.resent += other.resent;
         self.sorted += other.sorted;
         self.promoted += other.promoted;
+        self.hasty += other.hasty;
         self.expired += other.expired;
         self.merged += other.merged;
         self.kept += other.kept;
@@ -410,6 +413,9 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(seed ^ FAT);
         if let Some(cold) = &mut self.config.cold {
             cold.promote = Some(fat_rules(&mut rng));
+            if seed % 4 == 3 {
+                hasten(cold, seed);
+            }
             self.client.fatten(rng.u64(..));
         }
     }
@@ -477,6 +483,7 @@ impl World {
             {
                 let stats = life.engine.view().stats_mut();
                 self.tally.promoted += stats.segments_promoted;
+                self.tally.hasty += stats.promoted_in_haste;
                 self.tally.recycled += stats.recycled;
                 self.tally.expired += stats.segments_expired + stats.segments_dropped_for_space;
                 self.tally.merged += stats.merged_from_bytes;
@@ -701,6 +708,16 @@ fn fat_rules(rng: &mut fastrand::Rng) -> PromoteConfig {
         read_factor: rng.u64(2..20),
         saving_percent: if rng.bool() { 10 } else { 100 },
         waste_percent: rng.u64(50..90),
+        in_burst: false,
+    }
+}
+
+/// Bursts, in which segments are promoted that are sorted when they are over.
+fn hasten(cold: &mut ColdConfig, seed: u64) {
+    cold.burst_bytes = SEGMENT_BYTES;
+    cold.burst_segment = Duration::from_millis(100 << (seed / 4 % 8));
+    if let Some(rules) = &mut cold.promote {
+        (rules.in_burst, rules.saving_percent) = (true, 10);
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::model::Model;
 use super::tier::{THIRD, Tier, TierLife};
-use super::{CRASHES_PER_SEED, FAT, Mode, SEGMENT_BYTES, Tally, fat_rules, outcome_hash};
+use super::{CRASHES_PER_SEED, FAT, Mode, SEGMENT_BYTES, Tally, fat_rules, hasten, outcome_hash};
 use crate::config::LogConfig;
 use crate::core::{Engine, Now, Output};
 use crate::disk::mirror::{CopyState, Member, MirrorControl, MirrorDisk, MirrorOptions, MirrorReader, prepare_target};
@@ -181,6 +181,9 @@ impl PairWorld {
         let mut rng = fastrand::Rng::with_seed(seed ^ FAT);
         if let Some(cold) = &mut self.config.cold {
             cold.promote = Some(fat_rules(&mut rng));
+            if seed % 4 == 3 {
+                hasten(cold, seed);
+            }
             self.client.fatten(rng.u64(..));
         }
     }
@@ -223,6 +226,7 @@ impl PairWorld {
             {
                 let stats = life.engine.view().stats_mut();
                 self.tally.promoted += stats.segments_promoted;
+                self.tally.hasty += stats.promoted_in_haste;
                 self.tally.merged += stats.merged_from_bytes;
                 self.tally.kept += stats.merged_kept_bytes;
                 self.tally.expired += stats.segments_expired;

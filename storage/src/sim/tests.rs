@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use std::time::Duration;
 
-use super::{Life, Mode, SEGMENT_BYTES, SimDisk, Tally, World, is_wide, run, run_as};
+use super::{Life, Mode, SEGMENT_BYTES, SimDisk, Tally, World, hasten, is_wide, run, run_as};
 use crate::check::{CheckError, CheckOptions, Finding, Severity, check};
 use crate::cold::job::Job;
 use crate::config::{ColdConfig, PromoteConfig};
@@ -351,6 +351,19 @@ fn frames_of_another_epoch_are_not_the_segments() {
     run(652_884, Mode::Damage).unwrap();
 }
 
+/// The seed that found it: a segment whose index was damaged left by retention. Where its partitions went on in a compacted one that looked like
+/// something left out.
+#[test]
+fn a_damaged_segment_that_leaves_hides_nothing_before_a_compacted_one() {
+    run(677_359, Mode::Damage).unwrap();
+}
+
+/// The seed that found it, and showed a question asked wrong: what damage had taken from the disk a read had from memory, a search had not.
+#[test]
+fn a_search_finds_what_the_disk_has() {
+    run(683_714, Mode::Damage).unwrap();
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
@@ -395,8 +408,12 @@ struct Promoting {
 
 impl Promoting {
     fn new(seed: u64) -> Promoting {
+        Promoting::with(seed, |_, _| {})
+    }
+
+    fn with(seed: u64, change: impl FnOnce(&mut ColdConfig, &mut SimDisk)) -> Promoting {
         let mut world = World::new(seed, Mode::Power, false);
-        let promote = PromoteConfig { run_bytes: 256, read_factor: 8, saving_percent: 100, waste_percent: 90 };
+        let promote = PromoteConfig { run_bytes: 256, read_factor: 8, saving_percent: 100, waste_percent: 90, in_burst: false };
         world.config.cold = Some(ColdConfig {
             sort_bytes: SEGMENT_BYTES,
             burst_bytes: 0,
@@ -409,7 +426,13 @@ impl Promoting {
         world.policies.clear();
         (world.disk.files_max, world.disk.cold_bytes_max) = (usize::MAX, usize::MAX);
         world.disk.faults = Default::default();
-        world.client.only_fat(seed);
+        let cold = world.config.cold.as_mut().unwrap();
+        change(cold, &mut world.disk);
+        let shrinks = cold.promote.as_ref().is_some_and(|rules| rules.in_burst);
+        if shrinks {
+            world.config.compress_from_bytes = None;
+        }
+        world.client.only_fat(seed, !shrinks);
         let life = world.open().unwrap().unwrap();
         Promoting { world, life }
     }
@@ -461,6 +484,18 @@ impl Promoting {
         matches!(self.world.job, Some(Job::Sort { .. }))
     }
 
+    /// Appends and jobs, until so many segments were made.
+    fn sort(&mut self, segments: u64) {
+        self.write(|log| {
+            log.world.work(&mut log.life, false).unwrap();
+            log.life.engine.view().stats_mut().cold_segments >= segments
+        });
+    }
+
+    fn unsorted_bytes(&self) -> u64 {
+        self.life.engine.view().tables().cold_unsorted_bytes
+    }
+
     fn promoted(&self) -> Vec<u32> {
         let places = self.life.engine.view().tables().cold.clone();
         places.iter().filter(|place| place.entry.promoted.is_some()).map(|place| place.number).collect()
@@ -502,6 +537,42 @@ fn a_promoted_segment_is_never_taken_for_a_spare() {
         promoted += log.promoted().len();
     }
     assert!(promoted > 36 && shared > 0, "{promoted} promoted, {shared} times a name was left in the WAL");
+}
+
+/// A burst: segments fill one after the other, and what would shrink stays as it is. Then none do, and it is sorted.
+#[test]
+fn what_would_shrink_waits_in_a_burst_and_is_sorted_behind_it() {
+    for seed in 0..4 {
+        let mut log = Promoting::with(seed, |cold, _| hasten(cold, 63));
+        log.sort(6);
+        assert!(log.unsorted_bytes() > 3 * SEGMENT_BYTES, "{} bytes wait", log.unsorted_bytes());
+        assert_eq!(log.life.engine.view().stats_mut().merged_to_bytes, 0, "nothing is merged in a burst");
+        let waiting = log.unsorted_bytes();
+        log.crash();
+        log.world.now.wall_ms += 60_000;
+        for _ in 0..1000 {
+            log.pass(100_000);
+            log.world.work(&mut log.life, false).unwrap();
+        }
+        assert_eq!((log.unsorted_bytes(), log.promoted()), (0, Vec::new()), "a start forgets nothing of it, and all is sorted");
+        let merged = log.life.engine.view().stats_mut().merged_to_bytes;
+        assert!(merged > 0 && merged < waiting / 2, "{waiting} bytes have become {merged}");
+        log.check();
+        log.crash();
+    }
+}
+
+/// What waits takes the room of what is not compressed: in a burst, too, it is sorted where as much is not free beside it.
+#[test]
+fn nothing_waits_to_be_sorted_that_the_disk_has_no_room_for() {
+    let mut log = Promoting::with(1, |cold, disk| {
+        hasten(cold, 63);
+        disk.cold_bytes_max = 6 * SEGMENT_BYTES as usize;
+    });
+    log.sort(8);
+    let waiting = log.unsorted_bytes();
+    assert!(waiting > SEGMENT_BYTES && waiting < 4 * SEGMENT_BYTES, "{waiting} bytes wait");
+    log.check();
 }
 
 /// What retention takes out becomes a segment file again, and nothing of it is seen any more.
