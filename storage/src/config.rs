@@ -112,7 +112,7 @@ impl PromoteConfig {
     /// For what is sorted later: it is to be read once for that, and by few consumers before.
     #[must_use]
     pub fn in_haste(&self) -> PromoteConfig {
-        PromoteConfig { run_bytes: self.run_bytes / 4, read_factor: self.read_factor.saturating_mul(2), ..self.clone() }
+        PromoteConfig { run_bytes: self.run_bytes / 16, read_factor: self.read_factor.saturating_mul(8), ..self.clone() }
     }
 }
 

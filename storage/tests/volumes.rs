@@ -16,6 +16,8 @@ fn tiered(dir: &Path) -> LogConfig {
         sort_memory_bytes: 200 << 10,
         wal_bytes_max: 1 << 20,
         merge_fan_in: 16,
+        // In a burst segments would stay as they are, where the log is: these tests are about those that are spread over all volumes.
+        burst_bytes: 0,
         missing_patience: Duration::ZERO,
         ..ColdConfig::default()
     };

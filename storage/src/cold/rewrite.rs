@@ -58,7 +58,9 @@ pub(super) fn merge(
     let mut file = NewFile::create(shop.store, head, packing)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
-    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes };
+    // Compaction goes through them twice.
+    let memory_bytes = shop.sort_memory_bytes / inputs.len() / if compact.is_some() { 2 } else { 1 };
+    let mut read = Inputs { places: inputs, indexes: &indexes, store: &store, view, log_id, holes, memory_bytes };
     let mut out = Out { file: &mut file, store: &store, view, any: false, kept_bytes: 0 };
     let (clean_to, records_removed) = match compact {
         None => {
@@ -185,6 +187,8 @@ struct Inputs<'a, 's> {
     log_id: Uuid,
     /// What is made of them may lack offsets.
     holes: bool,
+    /// For the records of each that are wanted in another order.
+    memory_bytes: usize,
 }
 
 impl<'a> Inputs<'a, '_> {
@@ -200,6 +204,7 @@ impl<'a> Inputs<'a, '_> {
     /// All runs of all inputs in order, without what nobody can read any more.
     fn open(&mut self) -> Result<impl RunSource<Error = JobError> + 'a, JobError> {
         let (store, view, log_id, holes) = (self.store, self.view, self.log_id, self.holes);
+        let memory_bytes = self.memory_bytes;
         let scans = self.places.iter().zip(self.indexes).map(|(place, index)| {
             let number = place.number;
             let promoted = place.entry.promoted;
@@ -214,7 +219,7 @@ impl<'a> Inputs<'a, '_> {
                 None => Box::new(BlockScan::new(&head_of_input(place), Arc::clone(index), fetch, note)),
                 Some(wal) => {
                     let of = FramesOf { number, log_id, sequence: wal.sequence };
-                    Box::new(FrameScan::new(of, Arc::clone(index), fetch, note))
+                    Box::new(FrameScan::new(of, Arc::clone(index), (fetch, note), memory_bytes))
                 }
             };
             let whole = (holes && !place.entry.compacted).then_some((place.number, view));

@@ -68,7 +68,7 @@ pub(super) struct Cold {
     pub(super) to_clean: BTreeSet<u8>,
     pub(super) upkeep: Upkeep,
     retry_at: Option<Duration>,
-    /// When the last segment was full.
+    /// When the last segment was full; none since the start.
     pub(super) filled_ms: Option<u64>,
     /// Nothing was to do: not looked at again before this, unless something happens.
     look_at: Duration,
@@ -528,8 +528,9 @@ impl<T> Engine<T> {
 
     /// Whether producers fill segments one after the other.
     pub(super) fn in_burst(&self) -> bool {
-        let cold = self.cold.as_ref();
-        cold.is_some_and(|cold| cold.filled_ms.is_some_and(|filled_ms| is_burst(&cold.config, filled_ms, self.now.wall_ms)))
+        let Some(cold) = &self.cold else { return false };
+        let filled_ms = cold.filled_ms.or_else(|| self.sealed.back().map(|newest| newest.last_written_ms));
+        filled_ms.is_some_and(|filled_ms| is_burst(&cold.config, filled_ms, self.now.wall_ms))
     }
 
     /// While stopping only what somebody waits for is done.
