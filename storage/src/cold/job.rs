@@ -373,7 +373,7 @@ impl Workshop<'_, '_> {
         let tables = self.view.tables();
         let before = |id: PartitionId, first: i64| {
             let partition = tables.partitions.get(id)?;
-            let in_log = partition.index.first().map_or(i64::MAX, |entry| entry.base_offset);
+            let in_log = partition.live(tables.first_sequence()).first().map_or(i64::MAX, |entry| entry.base_offset);
             (partition.start < first && first <= in_log).then_some((id, first))
         };
         Ok(first.iter().filter(|(_, (_, compacted))| *compacted).filter_map(|(id, (first, _))| before(*id, *first)).collect())

@@ -2,9 +2,8 @@
 //! and a second name, and nothing of it is written again (`FORMAT.md`, promoted WAL segment).
 //!
 //! While producers leave no time for sorting, one that would shrink is promoted as well, **in haste**: sorting and compressing a byte costs several
-//! times what taking it in does, and on few cores producers would pay for that. It is sorted when they leave time, by a merge. So the disk is written
-//! as often as if it had been sorted at once, or less, for then it is merged no more. Until then it takes the room of what is not compressed: in haste
-//! at most as much as is free beside it.
+//! times what taking it in does, and on few cores producers would pay for that. It is sorted when they leave time, by a merge. Until then
+//! it takes the room of what is not compressed: in haste at most as much as is free beside it.
 //!
 //! Cost: the heads and directories of its frames read (a block or a few of each), a few samples compressed, an index written. Payloads are not
 //! verified here: a frame that is damaged already is lost, or has an intact copy, whichever way the segment goes; readers verify each frame,
