@@ -4,12 +4,13 @@
 //! partition the first pass notes its keys, the second writes what stays. Memory: a window an input and pass, and the keys of
 //! one partition.
 //!
-//! Nothing is made of a damaged segment: the job fails and the segments stay as they are, so that what is damaged can still be
-//! told from what was left out.
+//! Nothing is made of a damaged segment: the job fails, and is tried again without it. It stays as it is, so that what is damaged can
+//! still be told from what was left out.
 
 use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,8 +54,8 @@ pub(super) fn merge(
     let head = head_of(shop, inputs, number, compact.is_some());
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
-    let extents = check_joints(shop.store, shop.view, inputs, &indexes)?;
-    let elsewhere = compact.map(|_| elsewhere(shop, head.class, &extents)).transpose()?;
+    let extents = check_joints(shop, inputs, &indexes)?;
+    let elsewhere = compact.map(|_| elsewhere(shop, inputs, &extents)).transpose()?;
     let mut file = NewFile::create(shop.store, head, packing)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
@@ -87,17 +88,21 @@ pub(super) fn merge(
     Ok(Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed })
 }
 
+/// Offsets that no input has, before a compacted one.
+struct LeftOut {
+    offsets: Range<i64>,
+    before: u32,
+    after: u32,
+}
+
 /// What a partition has in one input must go on where the one before ended.
-fn check_joints(
-    store: &mut dyn ColdStore,
-    view: &View,
-    inputs: &[ColdPlace],
-    indexes: &[Arc<ColdIndex>],
-) -> Result<Extents, JobError> {
+fn check_joints(shop: &mut Workshop<'_, '_>, inputs: &[ColdPlace], indexes: &[Arc<ColdIndex>]) -> Result<Extents, JobError> {
     let mut extents = Extents::new();
+    let mut left_out: HashMap<PartitionId, Vec<LeftOut>> = HashMap::new();
+    let view = shop.view;
     for (place, index) in inputs.iter().zip(indexes) {
         let mut apart = None;
-        each_span(store, place, index, |span| {
+        each_span(shop.store, place, index, |span| {
             let min_timestamp = place.entry.min_timestamp;
             match extents.entry(span.partition) {
                 Entry::Vacant(free) => {
@@ -107,8 +112,14 @@ fn check_joints(
                 }
                 Entry::Occupied(mut known) => {
                     let known = known.get_mut();
-                    if !joins(view, span.partition, known.span.next_offset, span.first_offset) {
-                        apart.get_or_insert(known.ends_in);
+                    let offsets = known.span.next_offset..span.first_offset;
+                    if !joins(view, span.partition, offsets.start, offsets.end) {
+                        if place.entry.compacted && !offsets.is_empty() {
+                            let here = LeftOut { offsets, before: known.ends_in, after: place.number };
+                            left_out.entry(span.partition).or_default().push(here);
+                        } else {
+                            apart.get_or_insert(known.ends_in);
+                        }
                     }
                     known.span.extend(span);
                     known.min_timestamp = known.min_timestamp.min(min_timestamp);
@@ -120,7 +131,41 @@ fn check_joints(
             return Err(JobError::Apart { before, after: place.number });
         }
     }
+    check_left_out(shop, inputs, &left_out)?;
     Ok(extents)
+}
+
+/// A compacted segment was made when nothing was missing before it: what is, compaction left out, unless another segment has it.
+fn check_left_out(
+    shop: &mut Workshop<'_, '_>,
+    inputs: &[ColdPlace],
+    left_out: &HashMap<PartitionId, Vec<LeftOut>>,
+) -> Result<(), JobError> {
+    let Some(any) = left_out.values().flatten().next() else { return Ok(()) };
+    let mut apart = None;
+    for place in others(shop.view, inputs) {
+        let looked = open_index(shop.store, &place).and_then(|index| {
+            each_span(shop.store, &place, &index, |span| {
+                let known = left_out.get(&span.partition).into_iter().flatten();
+                let has = |hole: &&LeftOut| span.first_offset < hole.offsets.end && hole.offsets.start < span.next_offset;
+                apart = apart.or(known.into_iter().find(has).map(|hole| (hole.before, hole.after)));
+            })
+        });
+        if let Err(error) = looked {
+            tracing::warn!(%error, "a cold segment cannot be read: segments beside it are not merged as long as it is there");
+            apart = apart.or(Some((any.before, any.after)));
+        }
+        if let Some((before, after)) = apart {
+            return Err(JobError::Apart { before, after });
+        }
+    }
+    Ok(())
+}
+
+/// All segments but the inputs.
+fn others(view: &View, inputs: &[ColdPlace]) -> Vec<Arc<ColdPlace>> {
+    let is_input = |place: &Arc<ColdPlace>| inputs.iter().any(|input| input.number == place.number);
+    view.tables().cold.iter().filter(|place| !is_input(place)).cloned().collect()
 }
 
 /// Whether nothing that counts is missing between the two: what lies below a partition's start is not even sorted.
@@ -129,15 +174,15 @@ fn joins(view: &View, partition: PartitionId, end: i64, next: i64) -> bool {
     end == next || (end < next && below_start())
 }
 
-/// Partitions that have older records in segments of another class, where this compaction does not reach them: a tombstone may be
-/// all that hides one of these. Before a partition's first record nothing may be missing: once compacted, nobody could tell.
-fn elsewhere(shop: &mut Workshop<'_, '_>, class: u32, extents: &Extents) -> Result<HashSet<PartitionId>, JobError> {
-    let places = Arc::clone(&shop.view.tables().cold);
+/// Partitions that have older records where this compaction does not reach them, in segments of another class or in one that is
+/// damaged: a tombstone may be all that hides one of these. Before a partition's first record nothing may be missing: once compacted,
+/// nobody could tell.
+fn elsewhere(shop: &mut Workshop<'_, '_>, inputs: &[ColdPlace], extents: &Extents) -> Result<HashSet<PartitionId>, JobError> {
     let mut found = HashSet::new();
     let mut joined = HashSet::new();
-    for place in places.iter().filter(|place| place.entry.class != class) {
-        let looked = open_index(shop.store, place).and_then(|index| {
-            each_span(shop.store, place, &index, |span| {
+    for place in others(shop.view, inputs) {
+        let looked = open_index(shop.store, &place).and_then(|index| {
+            each_span(shop.store, &place, &index, |span| {
                 let Some(extent) = extents.get(&span.partition).filter(|extent| span.first_offset < extent.span.next_offset)
                 else {
                     return;
@@ -151,7 +196,6 @@ fn elsewhere(shop: &mut Workshop<'_, '_>, class: u32, extents: &Extents) -> Resu
         if let Err(error) = looked {
             tracing::warn!(%error, "a cold segment cannot be read: tombstones stay as long as it is there");
             found = extents.keys().copied().collect();
-            break;
         }
     }
     for (&partition, extent) in extents {

@@ -56,8 +56,8 @@ pub(super) struct Cold {
     pub(super) unsound: BTreeSet<u32>,
     /// Not merged with one another: a partition was in another class between them.
     apart: BTreeSet<(u32, u32)>,
-    /// Up to where partitions are compacted that want another pass.
-    clean_to: BTreeMap<ClassId, BTreeMap<PartitionId, i64>>,
+    /// By segment, up to where partitions are compacted that want another pass.
+    clean_to: BTreeMap<u32, BTreeMap<PartitionId, i64>>,
     /// Out of the manifest, or not needed on these volumes any more; their files go next.
     pub(super) leaving: Vec<(u32, Files)>,
     /// Promoted segments that are out of the manifest: their files may be WAL segments again, then they go.
@@ -86,7 +86,6 @@ pub(super) enum Running {
     /// These become one.
     Merge {
         inputs: Vec<u32>,
-        class: ClassId,
     },
     /// Its partitions' ends are wanted before it goes.
     Spans {
@@ -169,9 +168,28 @@ impl Cold {
             && !self.apart.iter().any(|(before, after)| holds(*before) && holds(*after))
     }
 
-    /// Where the last compaction of a class stopped.
-    pub(super) fn clean_to(&self, class: ClassId) -> BTreeMap<PartitionId, i64> {
-        self.clean_to.get(&class).cloned().unwrap_or_default()
+    /// Of a class, segments that follow one another and of which one may be made, as many as there are each time. What cannot be
+    /// merged with any is left out.
+    pub(super) fn parts_to_merge<'a>(&self, segments: &'a [&'a Arc<ColdPlace>]) -> Vec<&'a [&'a Arc<ColdPlace>]> {
+        if self.may_merge(segments) {
+            return vec![segments];
+        }
+        let mut parts = Vec::new();
+        let mut from = 0;
+        for at in 0..segments.len() {
+            if !self.may_merge(&segments[from..=at]) {
+                parts.push(&segments[from..at]);
+                from = at + usize::from(!self.may_merge(&segments[at..=at]));
+            }
+        }
+        parts.push(&segments[from..]);
+        parts.retain(|part| !part.is_empty());
+        parts
+    }
+
+    /// Where the compaction that made this segment stopped, if it is to go on.
+    pub(super) fn clean_to(&self, number: u32) -> BTreeMap<PartitionId, i64> {
+        self.clean_to.get(&number).cloned().unwrap_or_default()
     }
 
     fn is_idle(&self) -> bool {
@@ -218,12 +236,14 @@ impl<T> Engine<T> {
                 self.counters.damaged_frames += damaged;
                 self.segments_made(&segments, to);
             }
-            (Running::Merge { inputs, class }, Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed }) => {
+            (Running::Merge { inputs }, Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed }) => {
                 self.counters.merged_from_bytes += read_bytes;
                 self.counters.merged_kept_bytes += kept_bytes;
                 self.counters.merged_to_bytes += segment.map_or(0, |(_, entry)| entry.file_bytes);
                 self.counters.records_compacted += records_removed;
-                cold.clean_to.insert(class, clean_to);
+                if let Some((number, _)) = segment.filter(|_| !clean_to.is_empty()) {
+                    cold.clean_to.insert(number, clean_to);
+                }
                 self.segments_merged(&inputs, segment);
             }
             (Running::Spans { number, why }, Done::Spans { ends }) => self.segment_leaves(number, &ends, why),
@@ -414,6 +434,7 @@ impl<T> Engine<T> {
                     // What was kept from being merged for its sake may be merged now.
                     cold.unsound.remove(&number);
                     cold.apart.retain(|(before, after)| *before != number && *after != number);
+                    cold.clean_to.remove(&number);
                     match files {
                         // More would only take up space.
                         Some(files) if files.promoted && cold.reusable.len() < REUSABLE_MAX.max(self.limits.spare_segments) => {
@@ -519,9 +540,8 @@ impl<T> Engine<T> {
     }
 
     fn merge_job(&self, inputs: Vec<ColdPlace>, compact: Option<Compact>) -> (Running, Job) {
-        let class = ClassId(inputs.first().expect("there is something to merge").entry.class);
         let number = self.cold.as_ref().expect("only then are there jobs").number_next;
-        let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect(), class };
+        let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect() };
         let packing = if self.in_burst() { Packing::Quick } else { Packing::Well };
         (running, Job::Merge { inputs, number, compact, packing, plan: self.write_plan() })
     }

@@ -7,6 +7,9 @@
 //! Merging: of segments that follow one another as many as `merge_fan_in` become one, if none of them is larger than the others
 //! together. So a record is written once more each time its segment's size has at least doubled, and not at all any more once
 //! it has `merged_bytes`. Segments that were promoted in haste are sorted by a merge as well, alone if need be, as soon as producers leave time.
+//!
+//! A compacted class becomes one segment. Where one of its segments is damaged, and no disk has a good copy, that one stays as it is,
+//! and what lies before and behind it is compacted each for itself: a tombstone behind it stays as long as it is there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,26 +68,28 @@ impl<T> Engine<T> {
         }
         for (class, segments) in by_class(&places) {
             let policy = cold.policies.get(&class).cloned().unwrap_or_default();
-            let as_one = policy.compact && segments.len() <= FAN_IN_MAX && cold.may_merge(&segments);
-            if as_one && let Some(compact) = self.compact_job(class, &policy, &segments) {
-                return Some((segments.iter().map(|place| ***place).collect(), Some(compact)));
+            let parts = if policy.compact { cold.parts_to_merge(&segments) } else { vec![&segments[..]] };
+            let as_one = |part: &[&Arc<ColdPlace>]| policy.compact && part.len() <= FAN_IN_MAX;
+            for part in parts.iter().filter(|part| as_one(part)) {
+                if let Some(compact) = self.compact_job(&policy, part) {
+                    return Some((part.iter().map(|place| ***place).collect(), Some(compact)));
+                }
             }
             if let Some(window) = self.hasty_to_sort(cold, &segments, &policy) {
                 return Some((window.iter().map(|place| ***place).collect(), None));
             }
-            if as_one {
-                continue;
-            }
             // The first of a compacted class is what it was compacted to: it stays alone until the next time.
-            let from = usize::from(policy.compact).min(segments.len());
+            let from = usize::from(policy.compact);
             let merged_bytes = if policy.compact { u64::MAX } else { cold.config().merged_bytes };
             // A promoted one was spared the second write: only compaction, which takes all of a class, is worth it.
             let may = |window: &[&Arc<ColdPlace>]| {
                 (policy.compact || window.iter().all(|place| place.entry.promoted.is_none())) && cold.may_merge(window)
             };
             let target = |place: &ColdPlace| target_bytes(place, merged_bytes, policy.retention_bytes);
-            if let Some(window) = worth_merging(&segments[from..], fan_in, target, policy.retention_ms, may) {
-                return Some((window.iter().map(|place| ***place).collect(), None));
+            for part in parts.iter().filter(|part| !as_one(part)) {
+                if let Some(window) = worth_merging(&part[from..], fan_in, target, policy.retention_ms, may) {
+                    return Some((window.iter().map(|place| ***place).collect(), None));
+                }
             }
         }
         None
@@ -113,13 +118,13 @@ impl<T> Engine<T> {
     }
 
     /// As Kafka does: when at least half of what there is has not been compacted yet.
-    fn compact_job(&self, class: ClassId, policy: &ClassPolicy, segments: &[&Arc<ColdPlace>]) -> Option<Compact> {
+    fn compact_job(&self, policy: &ClassPolicy, segments: &[&Arc<ColdPlace>]) -> Option<Compact> {
         let cold = self.cold.as_ref()?;
         let (first, _) = segments.split_first()?;
         let all: u64 = segments.iter().map(|place| place.entry.batch_bytes).sum();
         let clean = if first.entry.compacted { first.entry.batch_bytes } else { 0 };
         let dirty = all - clean;
-        let clean_to = cold.clean_to(class);
+        let clean_to = cold.clean_to(first.number);
         let due = dirty >= clean && dirty >= DIRTY_BYTES_MIN.min(cold.config().merged_bytes);
         if !due && clean_to.is_empty() {
             return None;
@@ -145,8 +150,7 @@ fn by_class(places: &[Arc<ColdPlace>]) -> BTreeMap<ClassId, Vec<&Arc<ColdPlace>>
 /// Whether the oldest segment of a class may go.
 fn expired(policy: &ClassPolicy, segments: &[&Arc<ColdPlace>], now_ms: u64) -> bool {
     let oldest = segments[0];
-    // A segment that compaction has made holds all ages: it is compaction that leaves old records out.
-    if !policy.delete || (policy.compact && oldest.entry.compacted) {
+    if !policy.delete {
         return false;
     }
     let newest_ms = u64::try_from(oldest.entry.max_timestamp).unwrap_or(0);
@@ -268,5 +272,13 @@ mod tests {
         assert!(expired(&by_bytes(64), &segments, 0) && !expired(&by_bytes(65), &segments, 0));
         let kept = ClassPolicy { compact: true, delete: false, retention_ms: Some(1), ..ClassPolicy::default() };
         assert!(!expired(&kept, &segments, 1 << 40));
+        let mut compacted = *places[0];
+        compacted.entry.compacted = true;
+        let compacted = Arc::new(compacted);
+        let segments = [&compacted, segments[1]];
+        assert!(
+            expired(&ClassPolicy { delete: true, ..kept }, &segments, 1 << 40),
+            "compaction comes by only when there is something new"
+        );
     }
 }

@@ -47,17 +47,32 @@ pub fn read(log: &LogHandle, partition: PartitionId, offset: i64, bytes_max: usi
     answer.recv().unwrap()
 }
 
+/// Records with their offsets.
+pub type Values = Vec<(i64, Vec<u8>)>;
+
 /// All values from an offset on, with their offsets.
-pub fn read_all(log: &LogHandle, partition: PartitionId, mut from: i64) -> Vec<(i64, Vec<u8>)> {
-    let mut values = Vec::new();
+pub fn read_all(log: &LogHandle, partition: PartitionId, from: i64) -> Values {
+    let (values, gaps) = read_around(log, partition, from);
+    assert!(gaps.is_empty(), "{gaps:?}");
+    values
+}
+
+/// Goes on behind each gap; what could be read, and the gaps.
+pub fn read_around(log: &LogHandle, partition: PartitionId, mut from: i64) -> (Values, Vec<(i64, i64)>) {
+    let (mut values, mut gaps) = (Vec::new(), Vec::new());
     let mut scratch = Vec::new();
     loop {
         let chunk = match read(log, partition, from, 64 << 10) {
             Err(ReadError::Busy) => continue,
+            Err(ReadError::Gap { from: lost, to }) => {
+                gaps.push((lost, to));
+                from = to;
+                continue;
+            }
             other => other.unwrap(),
         };
         if chunk.batches.is_empty() {
-            return values;
+            return (values, gaps);
         }
         for stored in &chunk.batches {
             let batch = weir_batch::RecordBatch::verify(stored).unwrap();
