@@ -55,7 +55,7 @@ pub(super) fn merge(
     let indexes: Vec<Arc<ColdIndex>> =
         inputs.iter().map(|place| open_index(shop.store, place).map(Arc::new)).collect::<Result<_, _>>()?;
     let extents = check_joints(shop, inputs, &indexes)?;
-    let elsewhere = compact.map(|_| elsewhere(shop, inputs, &extents)).transpose()?;
+    let elsewhere = head.compacted.then(|| elsewhere(shop, inputs, &extents)).transpose()?;
     let mut file = NewFile::create(shop.store, head, packing)?;
     let store: Store<'_> = RefCell::new(&mut *shop.store);
     let (view, log_id, holes) = (shop.view, shop.log_id, head.compacted);
