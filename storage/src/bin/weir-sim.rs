@@ -47,7 +47,7 @@ fn parse() -> Result<Args, String> {
 
 fn print(tally: &Tally) {
     println!(
-        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} promoted={} in_haste={} expired={} merged={} kept={} compacted={} passes={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} backups={} backups_reused={} backups_given_up={} single={} doubled={} copied={} wal_scrubs={} wal_mended={} rescued={} trace={:016x}",
+        "sim seeds={} crashes={} appends={} acknowledged={} lost={} duplicated={} resurrected={} in_gaps={} unprovable={} refused_opens={} torn_tails={} recycled={} full={} resent={} sorted={} promoted={} in_haste={} expired={} merged={} kept={} compacted={} passes={} in_parts={} rereads={} searches={} jobs_cut={} fenced={} two_copies={} mended={} degraded_opens={} filled={} replaced={} died={} backups={} backups_reused={} backups_given_up={} single={} doubled={} copied={} wal_scrubs={} wal_mended={} rescued={} trace={:016x}",
         tally.seeds,
         tally.crashes,
         tally.appends,
@@ -70,6 +70,7 @@ fn print(tally: &Tally) {
         tally.kept,
         tally.compacted,
         tally.passes,
+        tally.in_parts,
         tally.rereads,
         tally.searches,
         tally.jobs_cut,

@@ -54,7 +54,7 @@ pub enum Job {
         inputs: Vec<ColdPlace>,
         /// Number of the segment to make.
         number: u32,
-        /// Keep only the last value of each key; the inputs are then all that the class has.
+        /// Keep only the last value of each key. Unless one is damaged the inputs are then all that the class has.
         compact: Option<Compact>,
         /// Unless it packs well, what was packed in haste stays so.
         packing: Packing,

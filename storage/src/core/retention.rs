@@ -81,7 +81,7 @@ impl<T> Engine<T> {
             // The first of a compacted class is what it was compacted to: it stays alone until the next time.
             let from = usize::from(policy.compact);
             let merged_bytes = if policy.compact { u64::MAX } else { cold.config().merged_bytes };
-            // A promoted one was spared the second write: only compaction, which takes all of a class, is worth it.
+            // A promoted one was spared the second write: only compaction is worth it.
             let may = |window: &[&Arc<ColdPlace>]| {
                 (policy.compact || window.iter().all(|place| place.entry.promoted.is_none())) && cold.may_merge(window)
             };

@@ -42,6 +42,7 @@ use crate::read::ReadPath;
 use crate::recovery::recover;
 use crate::report::{OpenError, RecoveryReport};
 use crate::types::{AppendError, ClassId, Outcome};
+use crate::view::ColdPlace;
 
 use client::Client;
 use model::Model;
@@ -114,6 +115,8 @@ pub struct Tally {
     pub compacted: u64,
     /// Compactions that went on where the key map of the one before was full.
     pub passes: u64,
+    /// Of the compactions, those that left segments of their class aside: damaged ones, or what lies behind one.
+    pub in_parts: u64,
     /// Times that everything was read in the middle of a life.
     pub rereads: u64,
     /// Searches by timestamp.
@@ -181,6 +184,7 @@ impl Tally {
         self.kept += other.kept;
         self.compacted += other.compacted;
         self.passes += other.passes;
+        self.in_parts += other.in_parts;
         self.rereads += other.rereads;
         self.searches += other.searches;
         self.jobs_cut += other.jobs_cut;
@@ -604,13 +608,17 @@ impl World {
             keep_block_bytes,
             now_ms: self.now.wall_ms,
         };
-        if let Job::Merge { compact: Some(compact), .. } = &job {
+        let mut in_part = false;
+        if let Job::Merge { inputs, compact: Some(compact), .. } = &job {
             self.tally.passes += u64::from(!compact.clean_to.is_empty());
+            let of_class = |place: &&Arc<ColdPlace>| place.entry.class == inputs[0].entry.class;
+            in_part = view.tables().cold.iter().filter(of_class).count() > inputs.len();
         }
         // Now and then a merge is told to give way.
         let hurry = matches!(job, Job::Merge { .. }) && self.now.monotonic.subsec_micros().is_multiple_of(8);
         view.hurry(hurry);
         let result = shop.run(&job);
+        self.tally.in_parts += u64::from(in_part && result.is_ok());
         if matches!(result, Err(JobError::Disk(DiskError::Closed { .. }))) {
             self.dark = true;
             self.tally.jobs_cut += 1;

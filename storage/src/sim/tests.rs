@@ -216,6 +216,12 @@ fn compaction_hides_no_hole_that_damage_has_made() {
 }
 
 #[test]
+fn what_lies_beside_damage_is_compacted_without_it() {
+    let tally = many(Mode::Damage, 0..120);
+    assert!(tally.in_parts > 0, "{tally:?}");
+}
+
+#[test]
 fn wide_histories_compact_in_several_passes_and_read_and_search_meanwhile() {
     let tally = many(Mode::Power, 0..30);
     assert!(tally.compacted > 1000 && tally.passes > 0, "{tally:?}");
