@@ -111,6 +111,27 @@ impl Ledger {
         self.seen.get(producer)?.iter().position(|times| *times > 0).map(|number| number as u64)
     }
 
+    /// Whose acknowledged records are missing, in words, for people.
+    pub fn missed(&self, promises: &HashMap<String, Promise>) -> Vec<String> {
+        let nothing = Vec::new();
+        let mut missed = Vec::new();
+        for (producer, promise) in promises {
+            let seen = self.seen.get(producer).unwrap_or(&nothing);
+            let is_missing = |number: &u64| {
+                promise.acknowledged[*number as usize] && seen.get(*number as usize).is_none_or(|times| *times == 0)
+            };
+            let missing: Vec<u64> = (promise.retired..promise.sent).filter(is_missing).collect();
+            if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+                let (count, sent, retired) = (missing.len(), promise.sent, promise.retired);
+                let read = seen.iter().filter(|times| **times > 0).count();
+                missed.push(format!(
+                    "{producer}: {count} missing from {first} to {last}; {read} read of {sent}, {retired} retired"
+                ));
+            }
+        }
+        missed
+    }
+
     /// Holds what was read against what was promised.
     pub fn check(&self, promises: &HashMap<String, Promise>) -> Verdict {
         let mut verdict =
@@ -192,6 +213,7 @@ mod tests {
     fn each_broken_promise_is_counted() {
         let promises = promised(&[(0, true), (1, true), (2, true)]);
         assert_eq!(read(&["p0:0", "p0:2"]).check(&promises).lost, 1);
+        assert_eq!(read(&["p0:0", "p0:2"]).missed(&promises), ["p0: 1 missing from 1 to 1; 2 read of 3, 0 retired"]);
         assert_eq!(read(&["p0:0", "p0:1", "p0:1", "p0:2"]).check(&promises).duplicated, 1);
         assert_eq!(read(&["p0:1", "p0:0", "p0:2"]).check(&promises).reordered, 1);
         assert_eq!(read(&["p0:0", "p0:1", "p0:2", "p0:3"]).check(&promises).invented, 1);

@@ -87,10 +87,16 @@ impl Fleet {
         }
     }
 
-    /// Lets all of them finish, with everything they sent acknowledged.
-    pub async fn pause(&mut self) -> Result<(), String> {
+    /// Lets all of them finish, with everything they sent acknowledged. Then each sends one record more: of a producer who
+    /// came back later than the others, retention may have taken everything before, and of him would nothing be read.
+    pub async fn pause(&mut self, site: &Site) -> Result<(), String> {
         self.workers().for_each(|worker| worker.stop.store(true, Ordering::Relaxed));
         for worker in self.reconnecting.iter_mut().chain(&mut self.restarted) {
+            worker.finish().await?;
+        }
+        for worker in self.reconnecting.iter_mut().chain(&mut self.restarted) {
+            worker.start_again(site, self.load);
+            worker.stop.store(true, Ordering::Relaxed);
             worker.finish().await?;
         }
         Ok(())
@@ -229,7 +235,8 @@ impl Task {
         let mut random = fastrand::Rng::new();
         let mut under_way: VecDeque<Sent> = VecDeque::new();
         let mut number = producer.next_sequence();
-        while !self.stop.load(Ordering::Relaxed) {
+        // One record at least, also of a producer who is to stop at once.
+        loop {
             {
                 let mut promise = self.promise.lock().expect("no holder panics");
                 if number == promise.sent {
@@ -248,6 +255,9 @@ impl Task {
                     break;
                 }
                 self.acknowledge(sent).await.map_err(text)?;
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
             }
         }
         producer.flush().await.map_err(text)?;

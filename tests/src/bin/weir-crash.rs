@@ -91,7 +91,7 @@ async fn run(args: Args) -> Result<Verdict, String> {
 
 /// Pauses all producers, reads everything, lets them go on.
 async fn check(site: &Site, fleet: &mut Fleet) -> Result<Verdict, String> {
-    fleet.pause().await?;
+    fleet.pause(site).await?;
     let verdict = load::read_back(site).await?.check(&fleet.promises());
     fleet.go_on(site);
     Ok(verdict)

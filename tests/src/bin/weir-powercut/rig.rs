@@ -53,6 +53,8 @@ pub(crate) struct Rig {
     pub(crate) site: Site,
     pub(crate) random: fastrand::Rng,
     pub(crate) cuts: u32,
+    /// What the last check missed, by producer.
+    pub(crate) missed: Vec<String>,
     hard_disk: bool,
     /// Of the node, without further disks.
     config: String,
@@ -97,7 +99,20 @@ impl Rig {
         load::create_topic(&site).await?;
         let fleet = Fleet::start(&site, LOAD);
         let random = fastrand::Rng::with_seed(seed);
-        Ok(Rig { fleet, node: Some(node), volume, disk, others, site, random, cuts: 0, hard_disk: false, config, dir })
+        Ok(Rig {
+            fleet,
+            node: Some(node),
+            volume,
+            disk,
+            others,
+            site,
+            random,
+            cuts: 0,
+            missed: Vec::new(),
+            hard_disk: false,
+            config,
+            dir,
+        })
     }
 
     /// Lets the producers work: some acknowledgements, and then a random while.
@@ -236,7 +251,7 @@ impl Rig {
 
     /// Everything is read back and held against what was promised. Producers wait meanwhile, all acknowledged.
     pub(crate) async fn check(&mut self) -> Result<Verdict, String> {
-        self.fleet.pause().await?;
+        self.fleet.pause(&self.site).await?;
         let verdict = self.compare().await?;
         self.fleet.go_on(&self.site);
         Ok(verdict)
@@ -250,7 +265,9 @@ impl Rig {
         if self.metric("weir_cold_batch_bytes")? >= RETENTION_BYTES {
             self.fleet.retire(&ledger);
         }
-        Ok(ledger.check(&self.fleet.promises()))
+        let promises = self.fleet.promises();
+        self.missed = ledger.missed(&promises);
+        Ok(ledger.check(&promises))
     }
 
     /// Waits until retention has caught up with what was written: it must not overtake whoever reads from the beginning.

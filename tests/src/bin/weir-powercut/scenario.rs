@@ -100,6 +100,7 @@ pub(crate) async fn run(settings: &Settings, scenario: Scenario, kind: Kind) -> 
                 row.verdict.acknowledged = rig.fleet.acknowledged();
             }
             if !row.is_good() {
+                row.notes.append(&mut rig.missed);
                 row.notes.push(rig.keep_evidence());
             }
         }
