@@ -121,6 +121,15 @@ pub struct Append {
     pub partitions: Vec<PartitionOp>,
 }
 
+impl Append {
+    /// Whether it does nothing but let go of something, or change by which rules it is kept: what must be possible on a full disk.
+    pub(crate) fn lets_go(&self) -> bool {
+        let no_open = !self.partitions.iter().any(|op| matches!(op, PartitionOp::Open(_)));
+        let deletes = self.meta.iter().all(|op| matches!(op, MetaOp::Delete { .. }));
+        self.entries.is_empty() && self.mark.is_none() && no_open && (deletes || !self.partitions.is_empty())
+    }
+}
+
 /// One base offset an entry; two fit without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseOffsets(Offsets);
@@ -253,7 +262,7 @@ pub enum AppendError {
         max: u64,
     },
     /// The disk is full: try again when there is room.
-    #[error("the disk is full and no segment is free: free space or shorten retention, then send again")]
+    #[error("the disk is full and no segment is free: free space, delete topics or shorten their retention, then send again")]
     Full,
     /// A write failed; the log takes no more. The only refusal that says nothing about the append: what was in flight may be found
     /// on disk after a restart.

@@ -97,7 +97,9 @@ pub enum Refusal {
         what: String,
     },
     /// The disk is full; nothing was stored.
-    #[error("the disk is full and nothing of the request was stored; free space or shorten retention, then send again")]
+    #[error(
+        "the disk is full and nothing of the request was stored; free space, delete topics or shorten their retention, then send again"
+    )]
     StorageFull,
     /// The log is fenced.
     #[error("the log takes no more writes: {reason}; look at the disk, then restart the node")]

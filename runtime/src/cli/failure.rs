@@ -112,7 +112,10 @@ impl Failure {
             Code::InvalidArgument => (Exit::Usage, None),
             Code::Quota | Code::RejectedByPipeline | Code::BatchTooLarge | Code::InvalidRecord => (Exit::Refused, None),
             Code::PluginInUse => (Exit::Refused, Some("weir pipeline list shows who uses it; detach it there first")),
-            Code::StorageFull => (Exit::Refused, Some("free space on the node's disk, or set log.retention_bytes")),
+            Code::StorageFull => (
+                Exit::Refused,
+                Some("free space on the node's disk: weir topic delete, or weir topic set with a shorter retention"),
+            ),
             Code::ShuttingDown => (Exit::Unreachable, Some("try again when the node is back")),
             _ => (Exit::Failed, None),
         };

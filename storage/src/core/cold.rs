@@ -86,6 +86,7 @@ pub(super) enum Running {
     /// These become one.
     Merge {
         inputs: Vec<u32>,
+        compacts: bool,
     },
     /// Its partitions' ends are wanted before it goes.
     Spans {
@@ -101,6 +102,20 @@ pub(super) enum Running {
         after: Vec<u8>,
         why: MendWhy,
     },
+}
+
+impl Running {
+    /// For people.
+    fn is_about(&self) -> &'static str {
+        match self {
+            Running::Clean => "tidied up",
+            Running::Sort(_) => "sorted",
+            Running::Merge { compacts: false, .. } => "merged",
+            Running::Merge { compacts: true, .. } => "compacted",
+            Running::Spans { .. } | Running::Remove(_) => "let segments go",
+            Running::ScrubWal(_) | Running::Mend { .. } => "looked at copies",
+        }
+    }
 }
 
 /// Why a segment goes.
@@ -236,7 +251,7 @@ impl<T> Engine<T> {
                 self.counters.damaged_frames += damaged;
                 self.segments_made(&segments, to);
             }
-            (Running::Merge { inputs }, Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed }) => {
+            (Running::Merge { inputs, .. }, Done::Merged { segment, read_bytes, kept_bytes, clean_to, records_removed }) => {
                 self.counters.merged_from_bytes += read_bytes;
                 self.counters.merged_kept_bytes += kept_bytes;
                 self.counters.merged_to_bytes += segment.map_or(0, |(_, entry)| entry.file_bytes);
@@ -296,7 +311,7 @@ impl<T> Engine<T> {
             _ => {}
         }
         if cold.retry_at.is_none() {
-            tracing::warn!(%error, "the cold tier could not go on; trying again");
+            tracing::warn!(%error, while_it = running.is_about(), "the cold tier could not go on; trying again");
         }
         cold.disk_full = error.is_full();
         cold.failing = Some(error.to_string()).filter(|_| !error.is_full());
@@ -541,7 +556,8 @@ impl<T> Engine<T> {
 
     fn merge_job(&self, inputs: Vec<ColdPlace>, compact: Option<Compact>) -> (Running, Job) {
         let number = self.cold.as_ref().expect("only then are there jobs").number_next;
-        let running = Running::Merge { inputs: inputs.iter().map(|place| place.number).collect() };
+        let numbers = inputs.iter().map(|place| place.number).collect();
+        let running = Running::Merge { inputs: numbers, compacts: compact.is_some() };
         let packing = if self.in_burst() { Packing::Quick } else { Packing::Well };
         (running, Job::Merge { inputs, number, compact, packing, plan: self.write_plan() })
     }

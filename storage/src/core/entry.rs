@@ -78,7 +78,7 @@ impl<T> Engine<T> {
         }
         self.check_partitions(append)?;
         self.check_state_fits(append)?;
-        if self.has_no_room_for(size) {
+        if self.has_no_room_for(append, size) {
             return Err(AppendError::Full);
         }
         Ok((Sequence::Next, size))
@@ -206,13 +206,16 @@ impl<T> Engine<T> {
         }
     }
 
-    /// No spare can be made, and the active segment is spoken for.
-    fn has_no_room_for(&self, size: Size) -> bool {
-        if !self.disk_is_full() || self.spares.len() > self.spares_of_own() {
+    /// No spare can be made, and the active segment is spoken for. What lets go of something may have the log's own spare, and half
+    /// of its own room behind that.
+    fn has_no_room_for(&self, append: &Append, size: Size) -> bool {
+        let lets_go = append.lets_go();
+        if !self.disk_is_full() || self.spares.len() > self.spares_of_own() || (lets_go && !self.spares.is_empty()) {
             return false;
         }
         let Some(active) = &self.active else { return true };
-        let left = (self.limits.segment_bytes - active.at).saturating_sub(self.own_room());
+        let own = if lets_go { self.own_room() / 2 } else { self.own_room() };
+        let left = (self.limits.segment_bytes - active.at).saturating_sub(own);
         let waiting: usize = self.groups.iter().map(Group::frame_bytes).sum();
         (waiting + frame_bytes(size.entries, size.payload_bytes)) as u64 > left
     }
@@ -264,6 +267,7 @@ impl<T> Engine<T> {
         }
         append.meta.iter().for_each(|op| self.assign_meta(op, number));
         let group = self.groups.back_mut().expect("group_for made one");
+        group.lets_go |= append.lets_go();
         group.appends.push(Pending { append, ticket, base_offsets, told, undo });
         self.waiting += 1;
     }
@@ -289,6 +293,7 @@ impl<T> Engine<T> {
                 duplicates: Vec::new(),
                 body: None,
                 own: false,
+                lets_go: false,
             });
         }
         let group = self.groups.back_mut().expect("just made");

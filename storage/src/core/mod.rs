@@ -257,6 +257,8 @@ struct Group<T> {
     body: Option<Box<build::Body>>,
     /// Whether an append of the log's own is in it.
     own: bool,
+    /// Whether one is in it that lets go of something.
+    lets_go: bool,
 }
 
 impl<T> Group<T> {

@@ -15,12 +15,13 @@ impl<T> Engine<T> {
     pub(super) fn roll(&mut self, out: &mut Output<T>) {
         assert_eq!(self.lsn_durable, self.lsn_last, "nothing is in flight, so the view is the state up to here");
         self.cold_has_news();
-        let own_waits = self.groups.is_empty() || self.groups.iter().any(|group| group.own);
+        let full = self.disk_is_full();
+        let own_waits = self.groups.is_empty() || self.groups.iter().any(|group| group.own || (full && group.lets_go));
         let of_own = if own_waits { 0 } else { self.spares_of_own() };
-        let short = self.disk_is_full() || self.wal_is_at_its_bound();
+        let short = full || self.wal_is_at_its_bound();
         let spare = if short && self.spares.len() <= of_own { None } else { self.spares.pop_front() };
         let Some(file) = spare else {
-            if self.disk_is_full() && self.nothing_leaves() {
+            if full && self.nothing_leaves() {
                 self.refuse_waiting(out);
             }
             return;

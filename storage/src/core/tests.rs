@@ -254,6 +254,42 @@ fn a_full_disk_refuses_and_takes_appends_again_when_there_is_space() {
     }
 }
 
+/// A disk full of records; the log keeps so many spares while it can, and no job of the cold tier frees anything.
+fn filled(spare_segments: u32) -> Bench {
+    let mut bench = Bench::new(LogConfig { cold: Some(ColdConfig::default()), spare_segments, ..config() }, 5);
+    bench.out.jobs.clear();
+    for bytes in [10_000, 100] {
+        while matches!(bench.append(records(bytes)), Outcome::Committed { .. }) {}
+    }
+    assert_eq!(bench.append(records(100)), Outcome::Refused(AppendError::Full));
+    assert_eq!(bench.append(opened(PartitionId(6))), Outcome::Refused(AppendError::Full));
+    bench
+}
+
+fn kept_otherwise(class: u32) -> Append {
+    Append { partitions: vec![PartitionOp::SetClass(P, ClassId(class))], ..Append::default() }
+}
+
+#[test]
+fn a_full_disk_takes_what_lets_go_of_something_and_keeps_room_of_its_own() {
+    // Half of the log's own room, and with a spare of its own the rest of that room and the spare as well.
+    for (spare_segments, expected) in [(1, 1..=2), (2, 25..=32)] {
+        let mut bench = filled(spare_segments);
+        let is_taken = |class: &u32| matches!(bench.append(kept_otherwise(*class)), Outcome::Committed { .. });
+        let taken = (1..1000).take_while(is_taken).count();
+        assert!(expected.contains(&taken), "{spare_segments} spares, {taken} changes");
+        assert_eq!(bench.append(kept_otherwise(2000)), Outcome::Refused(AppendError::Full));
+        assert_eq!(bench.engine.volume_found([1; 16], "a"), Ok(0));
+        for _ in 0..1000 {
+            bench.step();
+            bench.now.monotonic += Duration::from_micros(100);
+        }
+        assert!(bench.engine.volumes_are_written(), "the log can still note things of its own");
+        bench.crash();
+        assert_eq!(bench.engine.view().tables().partitions.get(P).unwrap().class, ClassId(taken as u32));
+    }
+}
+
 /// Fails zero-fills for so long while records come; what an append gets then.
 fn appended_while_zero_fills_fail(seconds: u64) -> (Bench, Outcome) {
     let mut bench = Bench::new(config(), 100);
