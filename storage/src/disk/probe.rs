@@ -1,7 +1,7 @@
 //! What this machine's disk and kernel offer, found out at start-up by trying: nothing here is believed from a version number.
 //!
 //! A file of its own is made in the data directory, written to and removed. A full disk does not stop a node from starting:
-//! then the cost of a write stays unknown.
+//! then the cost of a write stays unknown; and where there is no room even for a file's name, one of the log's files is read instead.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::files::DsyncMode;
@@ -93,10 +93,15 @@ pub(super) fn run(root: &Path, choice: BackendChoice) -> Result<DiskProbe, DiskE
         (BackendChoice::Plain, _) | (_, Some(_)) => Backend::Plain,
         (_, None) => Backend::Uring,
     };
-    let file = ProbeFile::create(root)?;
-    let direct = file.direct_works()?;
-    let dsync_mode = file.dsync_mode(direct)?;
-    let mut times = file.time_writes(direct, dsync_mode)?;
+    let (direct, dsync_mode, mut times) = match ProbeFile::create(root) {
+        Ok(file) => {
+            let direct = file.direct_works()?;
+            let dsync_mode = file.dsync_mode(direct)?;
+            (direct, dsync_mode, file.time_writes(direct, dsync_mode)?)
+        }
+        Err(Errno::NOSPC | Errno::DQUOT) => (direct_reads_work(root)?, dsync_mode_of_kernel(), Vec::new()),
+        Err(errno) => return Err(failed(errno)),
+    };
     times.sort_unstable();
     let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1))).copied().unwrap_or(0);
     Ok(DiskProbe {
@@ -143,10 +148,10 @@ struct ProbeFile {
 }
 
 impl ProbeFile {
-    fn create(root: &Path) -> Result<Self, DiskError> {
+    fn create(root: &Path) -> Result<Self, Errno> {
         let path = root.join(FILE_NAME);
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC;
-        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
         Ok(Self { path, block: AlignedBuf::zeroed(BLOCK_BYTES) })
     }
 
@@ -226,6 +231,28 @@ impl Drop for ProbeFile {
         // What is left of it is overwritten by the next start.
         let _ = rustix::fs::unlink(&self.path);
     }
+}
+
+/// Whether O_DIRECT works on a file that is there already. Without one there is nothing to serve: the disk is full.
+fn direct_reads_work(root: &Path) -> Result<bool, DiskError> {
+    let is_readable = |path: &PathBuf| path.metadata().is_ok_and(|found| found.is_file() && found.len() >= BLOCK_BYTES as u64);
+    let dirs = [root.to_path_buf(), root.join("wal"), root.join("cold")];
+    let files = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten().map(|entry| entry.path());
+    let path = { files }.find(is_readable).ok_or_else(|| failed(Errno::NOSPC))?;
+    let read = rustix::fs::open(&path, OFlags::DIRECT | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|fd| rustix::io::pread(&fd, &mut AlignedBuf::zeroed(BLOCK_BYTES)[..], 0));
+    match read {
+        Ok(_) => Ok(true),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+/// RWF_DSYNC is the kernel's business, not the file system's: memory will do to try it. O_DSYNC every kernel knows.
+fn dsync_mode_of_kernel() -> DsyncMode {
+    let written = rustix::fs::memfd_create("weir-probe", MemfdFlags::CLOEXEC)
+        .and_then(|fd| rustix::io::pwritev2(&fd, &[IoSlice::new(&[0])], 0, ReadWriteFlags::DSYNC));
+    if written.is_ok() { DsyncMode::RwfDsync } else { DsyncMode::ODsync }
 }
 
 fn direct_flag(direct: bool) -> OFlags {

@@ -335,6 +335,27 @@ fn a_full_disk_does_not_stop_the_probe() {
 }
 
 #[test]
+fn a_disk_without_room_for_a_name_does_not_stop_the_probe_either() {
+    let Some(small) = SmallDisk::mount() else { return };
+    let root = small.dir.path();
+    std::fs::write(root.join("wal/00000.wal"), vec![0; BLOCK_BYTES]).unwrap();
+    let measured = probe::run(root, BackendChoice::Auto).unwrap();
+    let remounted = |inodes: u32| {
+        let options = format!("remount,nr_inodes={inodes}");
+        std::process::Command::new("mount").args(["-o", &options]).arg(root).output().unwrap().status.success()
+    };
+    assert!((2..20).any(remounted), "as few as are in use");
+    let full = std::fs::write(root.join("more"), []).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(28));
+    let probe = probe::run(root, BackendChoice::Auto).unwrap();
+    assert_eq!((probe.direct, probe.dsync_mode), (measured.direct, measured.dsync_mode));
+    assert_eq!(probe.write_4k_samples, 0);
+    std::fs::remove_file(root.join("wal/00000.wal")).unwrap();
+    std::fs::write(root.join("small"), [1]).unwrap();
+    assert!(probe::run(root, BackendChoice::Auto).unwrap_err().is_full(), "there is nothing to serve");
+}
+
+#[test]
 fn a_new_segment_leaves_the_headroom_free() {
     for (headroom, fits) in [(0, true), (u64::MAX / 2, false)] {
         let dir = tempfile::tempdir().unwrap();
