@@ -85,6 +85,7 @@ pub(super) struct Resilver {
     current: Option<Current>,
     credit: u64,
     credited_at: Duration,
+    began_at: Duration,
     done: u64,
     total: u64,
     unreadable: u64,
@@ -102,6 +103,7 @@ impl Resilver {
             current: None,
             credit: PIECE,
             credited_at: now,
+            began_at: now,
             done: 0,
             total: 0,
             unreadable: 0,
@@ -355,7 +357,10 @@ impl MirrorDisk {
     /// The survivor's superblock says that both are in step, and from here on they are. The new copy's follows.
     pub(super) fn join(&mut self) {
         let Some(resilver) = self.resilver.take() else { return };
-        tracing::info!(bytes = resilver.done, unreadable = resilver.unreadable, "the copy is filled and in step");
+        let took = self.now().saturating_sub(resilver.began_at);
+        let bytes_per_second = (resilver.done as f64 / took.as_secs_f64().max(0.001)) as u64;
+        let (bytes, unreadable, took_ms) = (resilver.done, resilver.unreadable, took.as_millis());
+        tracing::info!(bytes, took_ms, bytes_per_second, unreadable, "the copy is filled and in step");
         self.peer_gone = None;
         self.joining = true;
         self.marks_wanted = 1;
