@@ -9,6 +9,7 @@ use std::path::Path;
 use support::*;
 use volume::*;
 use weir_storage::check::{CheckError, CheckOptions, CheckReport, Severity, check};
+use weir_storage::dump::{Piece, dump};
 use weir_storage::format::BLOCK;
 use weir_storage::format::frame::{self, EntryKind, FrameKind};
 use weir_storage::*;
@@ -177,6 +178,31 @@ fn what_a_frame_vouches_for_is_looked_into() {
     }
     let untouched = changed("closed", |dir| forge(dir, raw_data(dir), |_, _| {}));
     assert!(untouched.is_clean(), "{untouched:?}");
+}
+
+#[test]
+fn a_frame_that_went_astray_is_no_frame_where_it_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(LogConfig { compress_from_bytes: None, ..small(dir.path()) }).unwrap();
+    log.handle().append_blocking(open_partition(P));
+    for n in 0..20 {
+        offset(log.handle().append_blocking(append(P, &[&vec![n; if n % 2 == 0 { 5000 } else { 10 }]])));
+    }
+    log.shutdown().unwrap();
+    assert!(checked(dir.path()).is_clean());
+    // Frame 0 has opened the partition.
+    let path = lead_astray(dir.path(), 5, 14);
+    let report = checked(dir.path());
+    assert!(says(&report, Severity::Damage, "is here, which belongs to block"), "{report:?}");
+    let lost: Vec<_> = report.lost.iter().map(|gap| (gap.partition, gap.from, gap.to)).collect();
+    assert_eq!(lost, [(P, 4, 5)], "what it lies on is lost, and it counts where it belongs");
+    let mut shown = String::new();
+    let mut show = |piece: Piece| {
+        shown += &format!("{piece:?}\n");
+        Ok(())
+    };
+    dump(&path, &mut show).unwrap();
+    assert_eq!(shown.matches("a frame that belongs to block").count(), 1, "{shown}");
 }
 
 #[test]

@@ -138,14 +138,6 @@ fn a_frame_that_rotted_on_one_copy_is_read_from_the_other() {
     assert_eq!(read_all(&log.handle(), P, 0), before);
 }
 
-/// Puts a small frame over a large one before it, as a disk does that writes to the wrong place. Both are whole.
-fn lead_astray(root: &Path, large: usize, small: usize) {
-    let frames = volume::data_frames(root);
-    let (from, to) = (&frames[small], &frames[large]);
-    assert!(from.path == to.path && from.header.frame_bytes() < to.header.frame_bytes(), "a small one over a large one");
-    volume::edit(&to.path, |bytes| bytes.copy_within(from.at..from.at + from.header.frame_bytes(), to.at));
-}
-
 #[test]
 fn a_frame_that_went_astray_on_one_copy_is_read_from_the_other() {
     let root = tempfile::tempdir().unwrap();
@@ -158,8 +150,8 @@ fn a_frame_that_went_astray_on_one_copy_is_read_from_the_other() {
         offset(handle.append_blocking(append(P, &[value])));
     }
     // Frame 0 has opened the partition. Each copy is wrong elsewhere, so one of the two is met whichever is asked first.
-    lead_astray(&root.path().join("a"), 5, 14);
-    lead_astray(&root.path().join("b"), 9, 18);
+    volume::lead_astray(&root.path().join("a"), 5, 14);
+    volume::lead_astray(&root.path().join("b"), 9, 18);
     let found: Vec<Vec<u8>> = read_all(&handle, P, 0).into_iter().map(|(_, value)| value).collect();
     assert_eq!(found, values);
 }

@@ -3,10 +3,11 @@
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use weir_storage::format::BLOCK;
 use weir_storage::format::superblock::{Slot, Superblock, VolumeState};
-use weir_tests::node::{Site, http_get, weir_beside_us};
+use weir_tests::node::{Site, http_get, http_status, weir_beside_us};
 
 fn site(dir: &Path, more: &str) -> Site {
     Site::make(&weir_beside_us(), dir, more).expect("a site can be made")
@@ -188,6 +189,48 @@ fn full_disk(mount: &Path) {
     let again = site.ok(&["consume", "t.full", "-o", "beginning", "-e", "-f", "%s\n"], "");
     assert!(again.lines().zip(&acknowledged).all(|(stored, acknowledged)| stored == acknowledged));
     assert!(again.lines().count() >= acknowledged.len());
+}
+
+#[test]
+fn a_log_that_cannot_be_sorted_says_so_and_goes_on_when_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = site(
+        dir.path(),
+        "[log]\nsegment_bytes = \"4MiB\"\nframe_bytes_max = \"1MiB\"\ncompress_from_bytes = 0\n\
+         [cold]\nsort_bytes = \"4MiB\"\nsort_memory_bytes = \"4MiB\"\nlog_bytes_max = \"16MiB\"\n[limits]\nbatch_bytes_max = \"512KiB\"\n",
+    );
+    let _node = site.start().unwrap();
+    site.ok(&["topic", "create", "t.x", "-p", "1"], "");
+    // Made by the first segment that goes there.
+    let cold = site.data().join("cold");
+    std::fs::write(&cold, "in the way").unwrap();
+    let mut random = fastrand::Rng::with_seed(13);
+    let mut line = || -> String { (0..1000).map(|_| random.alphanumeric()).collect() };
+    // More than the log holds.
+    let lines: Vec<String> = (0..24_000).map(|_| line()).collect();
+    std::thread::scope(|scope| {
+        let producing = scope.spawn(|| site.ok(&["produce", "t.x", "--delivery-timeout", "120s"], &(lines.join("\n") + "\n")));
+        until("the node is not ready", || http_status(site.http, "/readyz") == Some(503));
+        assert_says(&http_get(site.http, "/readyz").unwrap(), &["appends wait", "cannot be sorted"]);
+        assert_says(&http_get(site.http, "/metrics").unwrap(), &["\nweir_log_stalled 1"]);
+        let status = site.run_as("admin", &["status"], "").unwrap();
+        assert_says(&String::from_utf8_lossy(&status.stdout), &["cannot be sorted"]);
+        assert!(!producing.is_finished(), "producers wait");
+        std::fs::remove_file(&cold).unwrap();
+        producing.join().unwrap();
+    });
+    until("the node is ready", || http_status(site.http, "/readyz") == Some(200));
+    let stored = site.ok(&["consume", "t.x", "-o", "beginning", "-e", "-f", "%s\n"], "");
+    assert!(stored.lines().eq(lines.iter()), "everything is there once, in order");
+}
+
+/// Waits for what may take seconds on a busy machine.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "waited for a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -120,3 +120,13 @@ pub fn reseal_frame(bytes: &mut [u8]) {
     let crc = crc32c::crc32c(&bytes[8..length]);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
 }
+
+/// Puts a small frame over a large one before it in the same file, as a disk does that writes to the wrong place; returns the file.
+/// Both are whole.
+pub fn lead_astray(root: &Path, large: usize, small: usize) -> PathBuf {
+    let frames = data_frames(root);
+    let (from, to) = (&frames[small], &frames[large]);
+    assert!(from.path == to.path && from.header.frame_bytes() < to.header.frame_bytes(), "a small one over a large one");
+    edit(&to.path, |bytes| bytes.copy_within(from.at..from.at + from.header.frame_bytes(), to.at));
+    to.path.clone()
+}
