@@ -166,7 +166,7 @@ impl Worker {
     fn start(site: &Site, load: Load, name: String, partition: u32, promise: Arc<Mutex<Promise>>) -> Worker {
         let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
         let task = Task {
-            config: client_config(site, &name),
+            config: client_config(site).producer_name(&name),
             load,
             name: name.clone(),
             partition,
@@ -292,7 +292,7 @@ fn resume(producer: &Producer, promise: &Mutex<Promise>) -> Result<(), String> {
 
 /// Makes the topic.
 pub async fn create_topic(site: &Site) -> Result<(), String> {
-    let admin = connect(site, "crash-admin").await?;
+    let admin = connect(site).await?;
     admin.admin().create_topic(TOPIC, PARTITIONS, Vec::new()).await.map_err(|error| error.to_string())?;
     admin.close().await;
     Ok(())
@@ -300,7 +300,7 @@ pub async fn create_topic(site: &Site) -> Result<(), String> {
 
 /// Reads the whole topic.
 pub async fn read_back(site: &Site) -> Result<Ledger, String> {
-    let client = connect(site, "crash-check").await?;
+    let client = connect(site).await?;
     let mut config = ConsumerConfig::new(TOPIC);
     (config.start, config.live) = (Start::Earliest, false);
     let mut consumer = client.consumer(config).await.map_err(|error| error.to_string())?;
@@ -313,7 +313,7 @@ pub async fn read_back(site: &Site) -> Result<Ledger, String> {
     Ok(ledger)
 }
 
-fn client_config(site: &Site, name: &str) -> ClientConfig {
+fn client_config(site: &Site) -> ClientConfig {
     let certs = site.certs();
     let mut config =
         ClientConfig::from_files(site.addr.to_string(), certs.join("ca.pem"), certs.join("admin.pem"), certs.join("admin.key"))
@@ -321,9 +321,10 @@ fn client_config(site: &Site, name: &str) -> ClientConfig {
     config.retry_timeout = DEATH_MAX;
     // With nothing left to send, a client learns from it that the node was restarted: the default would be most of a round.
     config.transport.keep_alive = KEEP_ALIVE;
-    config.producer_name(name)
+    config
 }
 
-async fn connect(site: &Site, name: &str) -> Result<Client, String> {
-    Client::connect(client_config(site, name)).await.map_err(|error| error.to_string())
+/// A client who is no producer by name: nothing is stored of it, so that it is served on a full disk, too.
+async fn connect(site: &Site) -> Result<Client, String> {
+    Client::connect(client_config(site)).await.map_err(|error| error.to_string())
 }

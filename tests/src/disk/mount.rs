@@ -4,6 +4,7 @@
 //! kills the node, takes the mounts away and, with their last user, the loop devices.
 
 use std::fmt;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,12 +12,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::BackgroundSession;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::cache::Cut;
 use super::{Disk, fuse};
 
 /// mount, umount and mkfs are done long before, unless they wait for a dead disk.
 const COMMAND_MAX: Duration = Duration::from_secs(60);
+/// The file that takes a disk's space, and the steps it does so in.
+const BALLAST: &str = "ballast";
+const STEP_MAX: u64 = 64 << 20;
+const STEP_MIN: u64 = 4 << 10;
 /// Tells the program that it runs in its own namespaces already.
 const ISOLATED: &str = "WEIR_POWERCUT_ISOLATED";
 
@@ -157,6 +164,35 @@ impl Volume {
         self.mount()
     }
 
+    /// Takes all space but `left` bytes, what root is left included: with a file that a power cut does not shrink.
+    pub fn take_space(&self, left: u64) -> Result<(), String> {
+        let path = self.root().join(BALLAST);
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+        let before = file.metadata().map_err(failed)?.len();
+        let mut bytes = before;
+        let mut step = STEP_MAX;
+        while step >= STEP_MIN {
+            let free = rustix::fs::statvfs(self.root()).map_err(|error| failed(error.into()))?;
+            if free.f_bfree * free.f_frsize < left + step {
+                step /= 2;
+                continue;
+            }
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), bytes, step) {
+                Ok(()) => bytes += step,
+                Err(Errno::NOSPC) => step /= 2,
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        if bytes > before { file.sync_all().map_err(failed) } else { Ok(()) }
+    }
+
+    /// Gives back what `take_space` took.
+    pub fn make_room(&self) -> Result<(), String> {
+        let path = self.root().join(BALLAST);
+        std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
     /// Tells the kernel whether the disk has a volatile cache. It sends no flush to one that has none.
     pub fn say_cached(&self, cached: bool) -> Result<(), String> {
         let setting = self.sysfs("queue/write_cache")?;
@@ -193,7 +229,15 @@ impl Volume {
     fn mount(&self) -> Result<(), String> {
         let device = self.device.as_ref().ok_or("not plugged in")?;
         let (kind, root) = (self.kind.to_string(), self.root());
-        let mount = || run(Command::new("mount").args(["-t", &kind, "-o", self.kind.options()]).arg(device).arg(&root));
+        let mut give_up = || {
+            if self.kind == Kind::Xfs && !self.disk.is_on() {
+                give_up_writing(device);
+            }
+        };
+        let mut mount = || {
+            let mut command = Command::new("mount");
+            run_with(command.args(["-t", &kind, "-o", self.kind.options()]).arg(device).arg(&root), &mut give_up)
+        };
         if let Err(error) = mount() {
             if self.kind != Kind::Ext4 || !self.disk.is_on() {
                 return Err(error);
@@ -230,6 +274,16 @@ impl Drop for Volume {
     }
 }
 
+/// XFS tries a metadata write that fails again for ever: a mount whose disk loses its power in the middle would never end.
+fn give_up_writing(device: &Path) {
+    let Some(name) = device.file_name() else { return };
+    let errors = Path::new("/sys/fs/xfs").join(name).join("error/metadata");
+    for error in std::fs::read_dir(errors).into_iter().flatten().flatten() {
+        // Gone when the mount has ended meanwhile.
+        let _ = std::fs::write(error.path().join("max_retries"), "0");
+    }
+}
+
 fn is_mounted(root: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == root))
@@ -237,6 +291,11 @@ fn is_mounted(root: &Path) -> bool {
 
 /// Runs a command to its end, bounded in time; what it printed, or its error with its name.
 fn run(command: &mut Command) -> Result<String, String> {
+    run_with(command, &mut || {})
+}
+
+/// The same, with something to do while it runs, again and again.
+fn run_with(command: &mut Command, meanwhile: &mut dyn FnMut()) -> Result<String, String> {
     let name = format!("{} {}", command.get_program().display(), words(command));
     let mut child = command
         .stdin(Stdio::null())
@@ -251,6 +310,7 @@ fn run(command: &mut Command) -> Result<String, String> {
             // Not waited for: what hangs in the kernel cannot be killed either.
             return Err(format!("{name}: not done after {COMMAND_MAX:?}"));
         }
+        meanwhile();
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().map_err(|error| format!("{name}: {error}"))?;

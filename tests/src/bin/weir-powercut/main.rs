@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod full;
 mod rig;
 mod scenario;
 mod table;

@@ -15,7 +15,7 @@ use weir_tests::node::{Node, Site, http_get, http_status};
 /// Enough for the log of `RETENTION_BYTES`, and what mkfs.xfs asks for at least.
 const DISK_BYTES: u64 = 512 << 20;
 /// Small, so that cuts hit rolls, zero-fills and recycling.
-const SEGMENT_BYTES: u64 = 4 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = 4 << 20;
 const FRAME_BYTES_MAX: u32 = 1 << 20;
 /// Reached within seconds: from then on cold segments go.
 const RETENTION_BYTES: u64 = 32 << 20;
@@ -289,10 +289,20 @@ impl Rig {
         }
     }
 
-    fn metric(&self, name: &str) -> Result<u64, String> {
+    pub(crate) fn metric(&self, name: &str) -> Result<u64, String> {
         let metrics = http_get(self.site.http, "/metrics").ok_or("the node shows no metrics")?;
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
         value.ok_or_else(|| format!("the node's metrics have no {name}"))
+    }
+
+    /// Takes all of the disk's space but `left` for good, power cuts included.
+    pub(crate) fn take_space(&self, left: u64) -> Result<(), String> {
+        self.volume.take_space(left)
+    }
+
+    /// Gives it back.
+    pub(crate) fn make_room(&self) -> Result<(), String> {
+        self.volume.make_room()
     }
 
     /// Does the node serve?

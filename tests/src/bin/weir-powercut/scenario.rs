@@ -7,6 +7,7 @@ use weir_tests::disk::cache::Cut;
 use weir_tests::disk::mount::Kind;
 use weir_tests::ledger::Verdict;
 
+use crate::full::full;
 use crate::rig::{Rig, Settings};
 use crate::table::Row;
 
@@ -41,6 +42,8 @@ pub(crate) enum Scenario {
     Stall,
     /// The disk is gone, and comes back
     Death,
+    /// The disk is full, in the middle of everything, and has room again
+    Full,
     /// Power cuts of two disks that hold the same
     PairCuts,
     /// One disk of two is gone, is replaced, and then the other one is gone
@@ -119,6 +122,7 @@ async fn act(rig: &mut Rig, settings: &Settings, scenario: Scenario, row: &mut R
         Scenario::FlushError => failure(rig, row, |rig| rig.set(|faults| faults.flushes_to_fail = 1)).await,
         Scenario::Stall => stall(rig, row).await,
         Scenario::Death => failure(rig, row, |rig| rig.disk.die()).await,
+        Scenario::Full => full(rig, row).await,
         Scenario::LyingFlush => control(rig, row, Rig::lie).await,
         Scenario::NoFlush => control(rig, row, Rig::say_write_through).await,
     }
