@@ -97,7 +97,8 @@ pub enum MetaOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionOp {
     /// Start at offset 0; opening an open partition changes nothing. Takes effect before the entries of its append. An id should be used
-    /// once: where damage has taken the frame that dropped it, what it had before would be taken for what it has now.
+    /// once: where damage has taken the frames that told of it, or the one that dropped it, and they are back while the log is open, the
+    /// sorter may take what it had before for what it has now.
     Open(PartitionId),
     /// Raise its first offset: what lies before is gone for readers. A lower one, or one behind the end, changes nothing.
     /// Takes effect after `Open` and before the entries.

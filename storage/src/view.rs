@@ -134,6 +134,8 @@ pub struct Tables {
     pub index_entries: usize,
     /// Known gaps: (partition, first offset lost) to first offset behind.
     pub gaps: BTreeMap<(PartitionId, i64), i64>,
+    /// Partitions of which the WAL may hold an earlier life, known only since damage is whole again: frames before this one tell of that.
+    pub begun: BTreeMap<PartitionId, u64>,
     /// Whether segments that have left the WAL live on in cold ones: then only retention raises a start.
     pub tiered: bool,
     /// Cold segments, in order of their frames. Readers take a copy of the pointer.
@@ -241,7 +243,13 @@ impl Tables {
         if let Some(partition) = self.partitions.remove(id) {
             self.index_entries -= partition.index.len();
         }
+        self.begun.remove(&id);
         self.gaps.retain(|(partition, _), _| *partition != id);
+    }
+
+    /// Whether what this frame holds of a partition is of an earlier life of its number.
+    pub fn is_former(&self, id: PartitionId, lsn: u64) -> bool {
+        self.begun.get(&id).is_some_and(|begun| lsn < *begun)
     }
 
     /// Remembers records as lost.

@@ -2,6 +2,8 @@
 //! retention, compaction and removal work on them.
 
 mod support;
+#[path = "support/volume.rs"]
+mod volume;
 
 use std::time::{Duration, Instant};
 
@@ -247,4 +249,45 @@ fn the_neighbours_of_a_damaged_segment_are_merged_without_it() {
     let (log, _) = Log::open(config).unwrap();
     // All that are left but the damaged one.
     until("merging", || log.handle().stats().merged_to_bytes > 0);
+}
+
+/// Damage takes all that told of a partition, its number is given again, and then the sector is whole once more.
+#[test]
+fn an_earlier_life_of_a_partition_that_comes_back_is_not_taken_for_the_present_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiered(dir.path(), BackendChoice::Plain);
+    let (log, _) = Log::open(config.clone()).unwrap();
+    let again = PartitionId(5);
+    log.handle().append_blocking(partitions(4));
+    for text in ["a lost record", "another", "a third"] {
+        let Outcome::Committed { .. } = log
+            .handle()
+            .append_blocking(Append { partitions: vec![PartitionOp::Open(again)], ..append(again, &[text.as_bytes()]) })
+        else {
+            panic!("not committed")
+        };
+    }
+    fill(&log.handle(), 4, 0..4);
+    drop(log);
+    let lost: Vec<_> = volume::data_frames(dir.path()).drain(1..4).collect();
+    lost.iter().for_each(|placed| volume::flip(&placed.path, placed.at + 40));
+
+    let (log, report) = Log::open(config.clone()).unwrap();
+    assert!(report.damage.len() == 1 && log.handle().bounds(again).is_none(), "{report:?}");
+    let opened = Append { partitions: vec![PartitionOp::Open(again)], ..append(again, &[b"first"]) };
+    assert_eq!(offset(log.handle().append_blocking(opened)), 0);
+    assert_eq!(offset(log.handle().append_blocking(append(again, &[b"second"]))), 1);
+    drop(log);
+    lost.iter().for_each(|placed| volume::flip(&placed.path, placed.at + 40));
+
+    let expected = [(0, b"first".to_vec()), (1, b"second".to_vec())];
+    let (log, report) = Log::open(config.clone()).unwrap();
+    assert!(report.damage.is_empty() && report.gaps.iter().all(|gap| gap.partition != again), "{report:?}");
+    assert_eq!(read_all(&log.handle(), again, 0), expected);
+    fill(&log.handle(), 4, 4..900);
+    until("recycling", || log.handle().stats().recycled >= 4);
+    assert_eq!(read_all(&log.handle(), again, 0), expected);
+    log.shutdown().unwrap();
+    let (log, _) = Log::open(config).unwrap();
+    assert_eq!(read_all(&log.handle(), again, 0), expected);
 }

@@ -47,6 +47,7 @@ impl Contents {
                 }
                 // Its number may be opened again, from offset 0.
                 EntryKind::Dropped => drop(self.next.remove(&entry.partition)),
+                EntryKind::Opened if entry.begins => drop(self.next.remove(&entry.partition)),
                 _ => {}
             }
         }

@@ -23,7 +23,7 @@ use crate::disk::{ColdStore, DiskError, DiskVerb, FileId};
 use crate::format::frame::EntryKind;
 use crate::format::{BLOCK, Uuid};
 use crate::types::{ClassId, PartitionId};
-use crate::view::{ColdPlace, Position, View};
+use crate::view::{ColdPlace, Position, Tables, View};
 
 /// What the engine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -415,7 +415,7 @@ impl Workshop<'_, '_> {
                     tracing::error!(lsn = frame.header.lsn, file = %FileId::Segment(segment.file), "a frame is where it was never put");
                     continue;
                 }
-                chunk.add(&frame);
+                chunk.add(&self.view.tables(), &frame);
                 if chunk.bytes >= self.sort_memory_bytes {
                     self.write_chunk(std::mem::take(&mut chunk), (number, packing), &mut made)?;
                 }
@@ -551,12 +551,15 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn add(&mut self, frame: &WalFrame) {
+    fn add(&mut self, tables: &Tables, frame: &WalFrame) {
         if self.entries.is_empty() {
             self.first_lsn = frame.header.lsn;
         }
         let before = self.entries.len();
         for entry in frame.entries.iter().filter(|entry| entry.kind == EntryKind::Batches) {
+            if tables.is_former(PartitionId(entry.partition), frame.header.lsn) {
+                continue;
+            }
             self.entries.push(ColdEntry {
                 partition: PartitionId(entry.partition),
                 base_offset: entry.base_offset,

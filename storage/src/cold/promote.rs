@@ -125,7 +125,7 @@ impl Seen {
         let mut largest: Option<Entry> = None;
         for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Batches) {
             let Some(partition) = tables.partitions.get(PartitionId(entry.partition)) else { continue };
-            if entry.next_offset() <= partition.start {
+            if entry.next_offset() <= partition.start || tables.is_former(PartitionId(entry.partition), head.header.lsn) {
                 continue;
             }
             // What lies in a gap was given up; which frame that is tells only a reader of all of it.

@@ -273,9 +273,11 @@ struct Layout<'a> {
 impl Layout<'_> {
     fn append<T>(&mut self, pending: &Pending<T>, slices: &mut Vec<Slice>) {
         let append = &pending.append;
+        let mut opened = pending.undo.opened.iter().peekable();
         for op in &append.partitions {
             if let PartitionOp::Open(id) = op {
-                self.push(Entry::of(EntryKind::Opened, id.0));
+                let begins = opened.next_if_eq(&id).is_some();
+                self.push(Entry { begins, ..Entry::of(EntryKind::Opened, id.0) });
             }
         }
         let byte_start = self.byte as u32;

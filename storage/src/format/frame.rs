@@ -17,6 +17,8 @@ const MAGIC: &[u8; 4] = b"WFR1";
 /// Newest version of the frame known here.
 pub const VERSION: u16 = 1;
 const FLAG_ZSTD: u8 = 1;
+/// Of an entry: see [`Entry::begins`].
+const FLAG_BEGINS: u8 = 1;
 
 const _: () = assert!(HEADER_BYTES + ENTRY_BYTES <= BLOCK && BLOCK.is_multiple_of(ENTRY_BYTES));
 
@@ -98,6 +100,8 @@ pub enum EntryKind {
 pub struct Entry {
     /// What it is.
     pub kind: EntryKind,
+    /// A partition that was not open before: what older frames hold of its number is of an earlier life. Only of an opening.
+    pub begins: bool,
     /// Epoch of the producer, for a mark.
     pub producer_epoch: i16,
     /// Partition.
@@ -127,6 +131,7 @@ impl Entry {
     pub fn of(kind: EntryKind, partition: u32) -> Entry {
         Entry {
             kind,
+            begins: false,
             producer_epoch: 0,
             partition,
             base_offset: 0,
@@ -145,7 +150,7 @@ impl Entry {
     pub fn encode(&self, out: &mut [u8]) {
         let out = &mut out[..ENTRY_BYTES];
         out[0] = self.kind as u8;
-        out[1] = 0;
+        out[1] = if self.begins { FLAG_BEGINS } else { 0 };
         put(out, 2, &self.producer_epoch.to_le_bytes());
         put(out, 4, &self.partition.to_le_bytes());
         put(out, 8, &self.base_offset.to_le_bytes());
@@ -174,6 +179,7 @@ impl Entry {
         };
         Some(Entry {
             kind,
+            begins: bytes[1] & FLAG_BEGINS != 0,
             producer_epoch: i16::from_le_bytes(array_at(bytes, 2)),
             partition: u32_at(bytes, 4),
             base_offset: i64_at(bytes, 8),
@@ -428,6 +434,7 @@ mod tests {
     fn entry(numbers: [u32; 5], byte_start: u32, byte_count: u32) -> Entry {
         Entry {
             kind: EntryKind::Batches,
+            begins: numbers[4] & 1 == 1,
             producer_epoch: numbers[0] as i16,
             partition: numbers[1],
             base_offset: i64::from(numbers[2]),

@@ -248,7 +248,7 @@ impl LogReader<'_> {
             let replay = &mut self.replay;
             replay.state_begins();
             self.scanner.snapshot(segment, &mut |item| replay.state_item(item));
-            replay.state_read(at == 0, self.report);
+            replay.state_read(at == 0, segment.header.first_lsn, self.report);
         }
         let mut position = crate::format::BLOCK as u64;
         let mut last_written_ms = segment.header.opened_ms;

@@ -36,6 +36,8 @@ pub(super) struct Replay {
     frames_lost: u64,
     /// Partitions with an entry behind the last of them: their ends are known.
     end_known: HashSet<PartitionId>,
+    /// Partitions of which an earlier life is known that the log had lost sight of: frames before this one tell of that.
+    begun: BTreeMap<PartitionId, u64>,
 }
 
 impl Replay {
@@ -86,8 +88,8 @@ impl Replay {
         }
     }
 
-    /// The snapshot was written from memory, so it is right where frames before it are damaged.
-    pub(super) fn state_read(&mut self, is_oldest: bool, report: &mut RecoveryReport) {
+    /// The snapshot was written from memory, so it is right where frames before it are damaged, or were and are whole again.
+    pub(super) fn state_read(&mut self, is_oldest: bool, first_lsn: u64, report: &mut RecoveryReport) {
         let mut seen = std::mem::take(&mut self.partitions);
         let state = std::mem::take(&mut self.state);
         for (id, &(start, next, class)) in state.iter() {
@@ -103,6 +105,9 @@ impl Replay {
                 }
             };
             self.partitions.insert(id, partition);
+        }
+        if !is_oldest {
+            self.begun.extend(seen.iter().map(|(id, _)| (id, first_lsn)));
         }
     }
 
@@ -184,16 +189,35 @@ impl Replay {
     fn other(&mut self, header: &FrameHeader, entry: &Entry, in_state: bool) {
         let id = PartitionId(entry.partition);
         match entry.kind {
-            EntryKind::Opened if id.0 < PARTITION_ID_MAX && self.partitions.get(id).is_none() => {
-                self.partitions.insert(id, Partition::default());
-            }
+            EntryKind::Opened if id.0 < PARTITION_ID_MAX => self.opened(header, id, entry.begins, in_state),
             EntryKind::Dropped => {
-                self.partitions.remove(id);
-                self.gaps.retain(|(gap, _)| gap.partition != id);
+                self.begun.remove(&id);
+                self.forget(id);
             }
             EntryKind::Mark if in_state => self.mark(header, entry),
             _ => {}
         }
+    }
+
+    /// The frame that opened a partition may have been lost when its number was given again, and be back now: what lies before
+    /// the later beginning is of another life.
+    fn opened(&mut self, header: &FrameHeader, id: PartitionId, begins: bool, in_state: bool) {
+        let known = self.partitions.get(id).is_some();
+        if known && begins {
+            self.begun.insert(id, header.lsn);
+            self.forget(id);
+        }
+        if begins || !known {
+            self.partitions.insert(id, Partition::default());
+        }
+        if begins && in_state && self.frames_lost > 0 {
+            self.end_known.insert(id);
+        }
+    }
+
+    fn forget(&mut self, id: PartitionId) {
+        self.partitions.remove(id);
+        self.gaps.retain(|(gap, _)| gap.partition != id);
     }
 
     fn mark(&mut self, header: &FrameHeader, entry: &Entry) {
@@ -288,7 +312,7 @@ impl Replay {
         report: &mut RecoveryReport,
     ) -> Result<(View, NumberMap<ProducerKey, Producer>, bool), OpenError> {
         self.move_unknown_ends(report);
-        let mut tables = Tables { segments: segments.collect(), tiered: self.tiered, ..Tables::default() };
+        let mut tables = Tables { segments: segments.collect(), tiered: self.tiered, begun: self.begun, ..Tables::default() };
         for (_, partition) in self.partitions.iter_mut() {
             partition.index.shrink_to_fit();
             tables.index_entries += partition.index.len();

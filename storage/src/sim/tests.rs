@@ -370,6 +370,15 @@ fn a_search_finds_what_the_disk_has() {
     run(683_714, Mode::Damage).unwrap();
 }
 
+/// The seeds that found it: damage took the frame that opened a partition, its number was opened again, and then a sector that healed, or an
+/// older backup, brought the lost frame back. The new life's records were looked for behind the end of the old one.
+#[test]
+fn an_earlier_life_of_a_partition_is_not_its_present_one() {
+    for seed in [859_964, 1_133_834] {
+        run(seed, Mode::Damage).unwrap();
+    }
+}
+
 /// What was written without a table of volumes is on volume 0, which the log's directory becomes.
 #[test]
 fn a_log_without_volumes_gets_them_and_keeps_what_it_has() {
