@@ -157,7 +157,7 @@ async fn listen_http(config: &Config, health: &Arc<Health>) -> Result<Option<Htt
 fn open(config: &Config) -> Result<(Log, RecoveryReport, Arc<Broker>), StartError> {
     let dir = &config.node.data_dir;
     let (log, report) = Log::open(log_config(config)).map_err(|source| StartError::Log { dir: dir.clone(), source })?;
-    let broker = Broker::open(log.handle(), config, Arc::new(Metrics::new()));
+    let broker = Broker::open((log.handle(), &report), config, Arc::new(Metrics::new()));
     match broker {
         Ok(broker) => Ok((log, report, broker)),
         Err(error) => {

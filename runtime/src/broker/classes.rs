@@ -24,6 +24,8 @@ use super::writer::lock;
 
 /// What topics have that say nothing about keeping.
 pub(crate) const DEFAULT: ClassId = ClassId(0);
+/// First number of a class.
+pub(super) const FIRST_NUMBER: u64 = 1;
 /// Classes that nobody uses, from which on they are looked through.
 const UNUSED_MAX: usize = 256;
 
@@ -140,7 +142,7 @@ impl Classes {
         let class = match found {
             Some(class) => class,
             None => {
-                let next = meta::read_counter(log.meta(meta::NEXT_CLASS), 1)
+                let next = meta::read_counter(log.meta(meta::NEXT_CLASS), FIRST_NUMBER)
                     .map_err(|error| Refusal::Internal { reason: error.to_string() })?;
                 let number = u32::try_from(next)
                     .map_err(|_| Refusal::Quota { what: "all 32-bit class numbers of this node were used".into() })?;

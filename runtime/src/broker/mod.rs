@@ -14,6 +14,7 @@ mod fetch;
 mod groups;
 pub mod ingest;
 mod meta;
+mod numbers;
 mod outbox;
 mod pipelines;
 mod plugins;
@@ -30,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use weir_pipeline::{HostConfig, HostError, PluginHost, ShardPool};
-use weir_storage::{ClassPolicy, LogHandle, PartitionBounds, ReadChunk};
+use weir_storage::{AppendError, ClassPolicy, LogHandle, PartitionBounds, ReadChunk, RecoveryReport};
 
 pub use acl::{Acl, Identity, IdentityError};
 pub use admin::TopicInfo;
@@ -97,6 +98,11 @@ pub enum BrokerError {
     /// Stored state cannot be understood.
     #[error("the state stored in the log cannot be read: {0}")]
     Meta(#[from] MetaError),
+    /// Damage took counters, and the log does not take new ones.
+    #[error(
+        "damage has taken metadata of the log, and numbers that cannot have been given out yet cannot be stored: {0}; where the disk is full, make room and start again"
+    )]
+    Numbers(AppendError),
     /// The plugins' folder is unusable.
     #[error(transparent)]
     Plugins(#[from] PluginsError),
@@ -124,10 +130,15 @@ pub struct Single<'a> {
 
 impl Broker {
     /// Reads the state of topics, producers, groups, plugins and pipelines from the log. Blocks: pipelines are compiled.
-    pub fn open(log: LogHandle, config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Broker>, BrokerError> {
+    pub fn open(
+        (log, report): (LogHandle, &RecoveryReport),
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Broker>, BrokerError> {
         let limits = &config.limits;
         let (topics_max, partitions_max) = (limits.topics_max as usize, u64::from(limits.partitions_max));
         let topics = Arc::new(Topics::load(&log, &metrics, topics_max, partitions_max)?);
+        numbers::leap(&log, &topics, report)?;
         let classes = Classes::load(&log, default_policy(&config.log), config.cold.enabled, &topics.all())?;
         let producers = Producers::load(&log, limits.producers_max as usize)?;
         let groups = Groups::load(&log, limits.groups_max as usize, POSITIONS_OF_GROUP_MAX)?;

@@ -17,6 +17,9 @@ use super::plugins::{PluginKey, Plugins, blocking};
 use super::topics::{Topic, Topics};
 use super::writer::LogWriter;
 
+/// Revision of the first pipeline that is attached.
+pub(super) const FIRST_REVISION: u64 = 1;
+
 /// What a batch of a topic has to pass.
 #[derive(Debug, Clone)]
 pub(crate) enum Slot {
@@ -136,8 +139,8 @@ pub(crate) async fn attach(
     let mut spec = parse(json)?;
     pin_versions(&mut spec, plugins);
     let json = String::from_utf8_lossy(&spec.to_json()).into_owned();
-    let revision =
-        meta::read_counter(log.meta(meta::NEXT_REVISION), 1).map_err(|error| Refusal::Internal { reason: error.to_string() })?;
+    let revision = meta::read_counter(log.meta(meta::NEXT_REVISION), FIRST_REVISION)
+        .map_err(|error| Refusal::Internal { reason: error.to_string() })?;
     let (topics, plugins, target) = (topics.clone(), plugins.clone(), topic.clone());
     let text = json.clone();
     // Compiling and `init` take milliseconds: not on a thread that serves connections.

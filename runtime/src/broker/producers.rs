@@ -23,7 +23,7 @@ const PRODUCER_NAME_BYTES_MAX: usize = 256;
 /// How names begin that a client made up for one run.
 const MADE_UP: &str = "auto-";
 /// The first id: ids below are kept for the node itself.
-const FIRST_ID: u64 = 1_000;
+pub(super) const FIRST_ID: u64 = 1_000;
 
 /// One producer name of one principal.
 #[derive(Debug)]

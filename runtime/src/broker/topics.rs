@@ -21,7 +21,9 @@ use crate::metrics::{Metrics, TopicMeters};
 /// Kafka's own limit, so that a topic keeps its name when it is forwarded.
 const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// One append opens all partitions of a topic and sets their class: 64 bytes each have to fit into a frame.
-const PARTITIONS_OF_TOPIC_MAX: u32 = 10_000;
+pub(super) const PARTITIONS_OF_TOPIC_MAX: u32 = 10_000;
+/// First number of a topic, and of a partition.
+pub(super) const FIRST_NUMBER: u64 = 1;
 const _: () = assert!(PARTITIONS_OF_TOPIC_MAX as usize * 64 < 1 << 20, "opening a topic fits a small frame");
 
 /// One topic.
@@ -172,8 +174,8 @@ impl Topics {
     ) -> Result<Arc<Topic>, Refusal> {
         self.check_new(name, partitions, &settings)?;
         let internal = |error: MetaError| Refusal::Internal { reason: error.to_string() };
-        let id = meta::read_counter(log.meta(meta::NEXT_TOPIC), 1).map_err(internal)?;
-        let first = meta::read_counter(log.meta(meta::NEXT_PARTITION), 1).map_err(internal)?;
+        let id = meta::read_counter(log.meta(meta::NEXT_TOPIC), FIRST_NUMBER).map_err(internal)?;
+        let first = meta::read_counter(log.meta(meta::NEXT_PARTITION), FIRST_NUMBER).map_err(internal)?;
         let next = first + u64::from(partitions);
         if id >= u64::from(u32::MAX) || next >= u64::from(u32::MAX) {
             return Err(Refusal::Quota { what: "all 32-bit topic or partition numbers of this node were used".into() });

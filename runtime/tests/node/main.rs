@@ -11,6 +11,7 @@ mod guests;
 mod addresses;
 mod admin;
 mod bench;
+mod damage;
 mod disks;
 mod ends;
 mod pipelines;
