@@ -69,6 +69,7 @@ impl ConnectArgs {
         config.client_name = concat!("weir-cli/", env!("CARGO_PKG_VERSION")).to_owned();
         config.connect_timeout = CONNECT_TIMEOUT;
         config.retry_timeout = CONNECT_TIMEOUT;
+        config.refused_timeout = CONNECT_TIMEOUT;
         Ok(config)
     }
 

@@ -51,7 +51,7 @@ pub(super) struct ProduceArgs {
     /// Size at which a batch is sent at once
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
     batch_bytes: usize,
-    /// How long a record may wait for its acknowledgement before the command gives up
+    /// How long a record may wait for its acknowledgement, and the command for a node that refuses for now, before it gives up
     #[arg(long, value_name = "TIME", default_value = "2min", value_parser = duration)]
     delivery_timeout: Duration,
     /// The summary as JSON on standard output
@@ -109,7 +109,11 @@ struct Promised {
 pub(super) async fn run(args: ProduceArgs) -> Result<(), Failure> {
     // The sequence of a name counts one stream of records, so each topic gets its own.
     let name = args.producer_name.as_ref().map(|name| format!("{name}/{}", args.topic));
-    let client = args.connect.connect_with(|config| config.producer_name = name).await?;
+    let connecting = args.connect.connect_with(|config| {
+        config.producer_name = name;
+        config.refused_timeout = args.delivery_timeout;
+    });
+    let client = connecting.await?;
     let mut config = ProducerConfig::new(&args.topic);
     config.linger = args.linger;
     config.batch_bytes = args.batch_bytes;

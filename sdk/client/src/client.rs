@@ -204,8 +204,7 @@ impl Inner {
             // Its lanes would be fenced by the next connection; so they move there too.
             session.connection.close(0u32.into(), b"");
         }
-        let after = self.config.retry_timeout;
-        let deadline = Instant::now() + after;
+        let began = Instant::now();
         let mut backoff = Backoff::new(self.config.backoff_max);
         loop {
             let error = match self.connect_once(name).await {
@@ -216,8 +215,12 @@ impl Inner {
                 Err(error) if error.is_retryable() => error,
                 Err(error) => return Err(error),
             };
+            let after = match error {
+                ClientError::Refused { .. } => self.config.retry_timeout.max(self.config.refused_timeout),
+                _ => self.config.retry_timeout,
+            };
             let pause = backoff.next_pause();
-            if Instant::now() + pause >= deadline {
+            if began.elapsed() + pause >= after {
                 return Err(ClientError::TimedOut { what: "connecting", after, last: error.to_string() });
             }
             tracing::debug!(%error, ?pause, "connecting again");

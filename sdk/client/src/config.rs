@@ -29,6 +29,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// For an operation or a start that has to wait for a connection.
     pub retry_timeout: Duration,
+    /// The same where the server answers but refuses for now, as with a full disk that retention is about to free: the longer of the two
+    /// counts then.
+    pub refused_timeout: Duration,
     /// Longest pause between two attempts.
     pub backoff_max: Duration,
     /// Windows and timers of the connection.
@@ -48,6 +51,7 @@ impl ClientConfig {
             client_name: concat!("weir-client/", env!("CARGO_PKG_VERSION")).to_owned(),
             connect_timeout: Duration::from_secs(5),
             retry_timeout: Duration::from_secs(30),
+            refused_timeout: Duration::from_secs(30),
             backoff_max: Duration::from_secs(2),
             transport: TransportProfile::default(),
         }

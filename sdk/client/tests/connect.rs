@@ -145,3 +145,21 @@ async fn a_ticket_out_of_step_is_refused() {
     assert!(matches!(gap, Err(ClientError::Refused { code: Code::SequenceGap, .. })), "{gap:?}");
     device.publish_once(&mut ticket, 0, &[Record::value(b"x")], 1).await.unwrap();
 }
+
+/// A person who named the wrong address waits for seconds; a producer whose node makes room first waits as long as its records may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_refuses_for_now_is_waited_for_longer_than_one_that_is_not_there() {
+    let site = Site::start().await;
+    let impatient = || {
+        let mut config = site.config();
+        (config.retry_timeout, config.refused_timeout) = (Duration::from_millis(1), Duration::from_millis(1));
+        config
+    };
+    site.faults(|faults| faults.refuse_hello = Some((Code::StorageFull, 1)));
+    let error = Client::connect(impatient()).await.err().expect("refused, and there is no time to try again");
+    assert!(matches!(&error, ClientError::TimedOut { what: "connecting", last, .. } if last.contains("not now")), "{error:?}");
+    site.faults(|faults| faults.refuse_hello = Some((Code::StorageFull, 3)));
+    let mut patient = impatient();
+    patient.refused_timeout = Duration::from_secs(60);
+    Client::connect(patient).await.unwrap();
+}

@@ -39,6 +39,8 @@ pub struct Faults {
     pub cut_after_data: Option<usize>,
     /// Refuse batches: code, and how many of them.
     pub refuse: Option<(Code, usize)>,
+    /// Refuse so many connections.
+    pub refuse_hello: Option<(Code, usize)>,
     /// Refuse for good the batch with this record as its first.
     pub poison: Option<Vec<u8>>,
     /// Hold answers back while true.
@@ -208,6 +210,16 @@ async fn stream(connection: Arc<Connection>, mut send: SendStream, recv: RecvStr
 }
 
 async fn control(connection: Arc<Connection>, mut send: SendStream, mut stream: Stream, hello: Hello) -> Option<()> {
+    let refused = lock(&connection.shared.faults).refuse_hello.as_mut().filter(|(_, left)| *left > 0).map(|(code, left)| {
+        *left -= 1;
+        *code
+    });
+    if let Some(code) = refused {
+        send.write_all(&ErrorNotice { code, message: "not now".to_owned() }.to_frame(MAX).unwrap()).await.ok()?;
+        send.finish().ok()?;
+        send.stopped().await.ok()?;
+        return None;
+    }
     let (producer_id, producer_epoch) = lock(&connection.shared.log).hello(&hello.producer_name);
     *lock(&connection.producer) = (producer_id, producer_epoch);
     let in_flight = lock(&connection.shared.faults).in_flight.unwrap_or(IN_FLIGHT);
